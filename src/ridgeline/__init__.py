@@ -1,0 +1,1 @@
+"""Ridgeline: large language models at the limit of the chip, measured."""

@@ -1,0 +1,1 @@
+"""Weight formats: the bytes of each, its numpy definition, and (later) quantisation into it."""
