@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Mapping
 
 from ridgeline.errors import RequestError
 
@@ -109,7 +109,9 @@ class SamplingParams:
         _integer("top_k", self.top_k, -1, 2**31 - 1)
         _number("top_p", self.top_p, 0.0, 1.0, "a number above 0 and at most 1", low_open=True)
         _number("min_p", self.min_p, 0.0, 1.0, "a number between 0 and 1")
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, "a number above 0, at most 100", low_open=True)
+        _number(
+            "repetition_penalty", self.repetition_penalty, 0.0, 100.0, "a number above 0, at most 100", low_open=True
+        )
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0, "a number between -2 and 2")
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "a number between -2 and 2")
         _integer("min_tokens", self.min_tokens, 0, MAX_TOKENS_BOUND)

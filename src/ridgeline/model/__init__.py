@@ -1,0 +1,1 @@
+"""The one decoder, and model families as data."""

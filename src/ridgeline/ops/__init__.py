@@ -1,0 +1,1 @@
+"""The op vocabulary that decoders are written in and that chips implement."""

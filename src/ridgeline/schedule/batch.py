@@ -1,0 +1,36 @@
+"""What one step runs: decided by the scheduler, integers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchEntry:
+    """One sequence's part of a step: the tokens [start, end) of it are run."""
+
+    sequence_id: int
+    """The engine's own number of the sequence (a sample of a request)."""
+    start: int
+    end: int
+    token_ids: tuple[int, ...]
+    """The tokens at [start, end)."""
+    page_ids: tuple[int, ...]
+    """The sequence's pages, enough for `end` tokens."""
+    place: int
+    """See `StepArrays.places_N`."""
+    num_logit_rows: int
+    """How many of the last tokens' logits are wanted: 0 for a chunk that does not reach the end of the prompt, 1 where
+    a token is sampled, more for prompt log-probabilities and for speculated tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step."""
+
+    entries: tuple[BatchEntry, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all entries."""
+        return sum(entry.end - entry.start for entry in self.entries)
