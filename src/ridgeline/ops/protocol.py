@@ -20,7 +20,7 @@ from typing import Literal, Protocol, TypeVar
 from ridgeline.ops.step import StepArrays
 
 A = TypeVar("A")
-W = TypeVar("W")
+W = TypeVar("W", contravariant=True)
 P = TypeVar("P")
 
 Activation = Literal["silu", "gelu_tanh"]

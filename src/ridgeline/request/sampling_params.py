@@ -78,7 +78,7 @@ class SamplingParams:
     max_tokens: int | None = 256
     """None: up to the end of the context."""
     stop: tuple[str, ...] = ()
-    """Generation ends before the first of these strings; it is cut from the text unless `include_stop_str_in_output`."""
+    """Generation ends before the first of these; it is cut from the text unless `include_stop_str_in_output`."""
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
