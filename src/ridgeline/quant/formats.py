@@ -63,3 +63,9 @@ FORMATS: tuple[Format, ...] = (
 )  # fmt: skip
 BY_NAME = {entry.name: entry for entry in FORMATS}
 BY_GGUF_TYPE = {entry.gguf_type: entry for entry in FORMATS}
+
+IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""The sixteen levels that an IQ4_NL code stands for. Source: ggml's `ggml-common.h`."""
+
+MXFP4_LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""Twice the sixteen values of an FP4 E2M1 code (sign, two exponent bits, one mantissa bit); the scale is halved."""
