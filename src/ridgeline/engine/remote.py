@@ -15,8 +15,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import AsyncIterator, Callable
 
 import msgspec
 
@@ -78,6 +78,11 @@ class RemoteEngine:
         """What the engine holds; after `until_ready`."""
         assert self._model is not None, "the engine is not ready yet"
         return self._model
+
+    @property
+    def mistake(self) -> UserError | None:
+        """Why the engine cannot start, if a person must mend it."""
+        return self._mistake
 
     @property
     def is_ready(self) -> bool:

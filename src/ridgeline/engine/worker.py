@@ -18,11 +18,11 @@ import time
 from dataclasses import replace
 
 import msgspec
+from ridgeline.engine.engine import Engine
+from ridgeline.engine.open import open_engine
 
 from ridgeline.engine import messages
 from ridgeline.engine.client import EngineStatistics
-from ridgeline.engine.engine import Engine
-from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
 from ridgeline.errors import OverloadedError, UserError
 

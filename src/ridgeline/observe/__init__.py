@@ -1,0 +1,1 @@
+"""Metrics and, later, energy, cost and traces: it listens, it never steers."""

@@ -1,0 +1,153 @@
+"""`ridgeline serve`: HTTP in this process, the engine in another, until told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ridgeline.engine.remote import RemoteEngine
+from ridgeline.engine.settings import EngineSettings
+from ridgeline.errors import UserError
+from ridgeline.observe.metrics import ServerMetrics
+from ridgeline.server.app import make_app
+from ridgeline.server.front import Front, Template, Tokens
+from ridgeline.server.guard import GuardRules, key_digest
+
+MAX_HEADER_BYTES = 64 << 10
+_LOOPBACK_BINDS = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """What a person may say about a server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    may_be_open: bool = False
+    """Listen beyond this machine without a key."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, running requests have this long to finish."""
+
+
+class Server:
+    """One HTTP server over one engine process.
+
+    Holds: the listening socket, the engine's holder. Changed by: `run`.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        engine_settings: EngineSettings,
+        load_text: Callable[[], tuple[Tokens, Template]],
+        model_name: str,
+        on_notice: Callable[[str], None],
+        on_ready: Callable[[RemoteEngine, str], None],
+    ) -> None:
+        self._settings = settings
+        self._engine = RemoteEngine(engine_settings, on_notice)
+        self._load_text = load_text
+        self._model_name = model_name
+        self._on_ready = on_ready
+        self._socket = _listen(settings)
+        self._uvicorn: uvicorn.Server | None = None
+        self._mistake: UserError | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server listens."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self) -> None:
+        """Serve until a signal says to end. Raises the UserError for which the engine cannot start."""
+        rules = GuardRules(
+            key_digests=tuple(key_digest(key) for key in self._settings.api_keys),
+            is_loopback_only=self._settings.host in _LOOPBACK_BINDS,
+        )
+        config = uvicorn.Config(
+            make_app(rules, self._lifespan),
+            http="h11",
+            loop="asyncio",
+            lifespan="on",
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_graceful_shutdown=max(1, round(self._settings.drain_seconds)),
+        )
+        self._uvicorn = uvicorn.Server(config)
+        self._uvicorn.run(sockets=[self._socket])
+        if self._mistake is not None:
+            raise self._mistake
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        await self._engine.start()
+        # The tokenizer is read here while the engine process reads the weights.
+        loading = asyncio.create_task(asyncio.to_thread(self._load_text))
+        try:
+            await self._engine.until_ready()
+            tokens, template = await loading
+        except UserError as error:
+            self._mistake = error
+            loading.cancel()
+            await self._engine.close()
+            raise
+        metrics = ServerMetrics(self._model_name, self._engine)
+        app.state.front = Front(
+            engine=self._engine,
+            tokens=tokens,
+            template=template,
+            model_name=self._model_name,
+            recorder=metrics,
+            created=int(time.time()),
+        )
+        app.state.health = self._engine
+        app.state.metrics = metrics
+        app.state.is_draining = lambda: self._uvicorn is not None and self._uvicorn.should_exit
+        watching = asyncio.create_task(self._end_on_mistake())
+        self._on_ready(self._engine, self.url)
+        yield
+        watching.cancel()
+        await self._engine.close()
+
+    async def _end_on_mistake(self) -> None:
+        """End the server when a restarted engine cannot start because of something that a person must mend."""
+        while True:
+            await asyncio.sleep(0.5)
+            if self._engine.mistake is not None and self._uvicorn is not None:
+                self._mistake = self._engine.mistake
+                self._uvicorn.should_exit = True
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    if settings.host not in _LOOPBACK_BINDS and not settings.api_keys and not settings.may_be_open:
+        raise UserError(
+            f"--host {settings.host} would open the server to other machines without a key",
+            hint="give --api-key KEY, or --insecure-no-auth if that is really meant",
+            field="host",
+        )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}",
+            hint="another program may have the port; choose another with --port, or 0 for any free one",
+            field="port",
+        ) from None
+    listening.listen(2048)
+    return listening
