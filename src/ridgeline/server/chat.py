@@ -15,7 +15,7 @@ from ridgeline.request.output import RequestTiming, TokenLogprob
 from ridgeline.request.request import Request
 from ridgeline.server import sse
 from ridgeline.server.body import json_answer, parsed_body
-from ridgeline.server.front import Front, Tokens, sampling_params, timing_of, usage_of
+from ridgeline.server.front import Front, Tokens, front_of, sampling_params, timing_of, usage_of
 from ridgeline.server.wire import (
     AnswerMessage,
     ChatAnswer,
@@ -32,7 +32,7 @@ from ridgeline.server.wire import (
 
 async def chat_completions(http: HttpRequest) -> Response:
     """Answer a conversation, at once or as a stream."""
-    front: Front = http.app.state.front
+    front = await front_of(http)
     wire = await parsed_body(http, ChatRequest)
     front.check_model(wire.model)
     _refuse_unsupported(wire)

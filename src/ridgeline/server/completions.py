@@ -18,13 +18,21 @@ from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.server import sse
 from ridgeline.server.body import json_answer, parsed_body
-from ridgeline.server.front import MAX_PROMPTS_PER_REQUEST, Front, Tokens, sampling_params, timing_of, usage_of
+from ridgeline.server.front import (
+    MAX_PROMPTS_PER_REQUEST,
+    Front,
+    Tokens,
+    front_of,
+    sampling_params,
+    timing_of,
+    usage_of,
+)
 from ridgeline.server.wire import CompletionAnswer, CompletionChoice, CompletionLogprobs, CompletionRequest
 
 
 async def completions(http: HttpRequest) -> Response:
     """Continue one prompt or several, at once or as a stream."""
-    front: Front = http.app.state.front
+    front = await front_of(http)
     wire = await parsed_body(http, CompletionRequest)
     front.check_model(wire.model)
     if wire.suffix:
@@ -61,24 +69,24 @@ def _sampling(wire: CompletionRequest) -> SamplingParams:
     return sampling_params(wire, **overrides)
 
 
-async def _prompts(front: Front, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
+async def _prompts(front: Front, prompt: str | list[str | int | list[int]]) -> list[list[int]]:
+    entries: list[str | list[int]]
     if isinstance(prompt, str):
-        prompt = [prompt]
-    if not prompt:
-        raise RequestError("prompt is empty; give a string or tokens", field="prompt")
-    if isinstance(prompt[0], int):
-        return [[int(token) for token in prompt]]
-    if len(prompt) > MAX_PROMPTS_PER_REQUEST:
+        entries = [prompt]
+    elif prompt and all(isinstance(entry, int) for entry in prompt):
+        entries = [[entry for entry in prompt if isinstance(entry, int)]]
+    else:
+        entries = [entry for entry in prompt if not isinstance(entry, int)]
+        if not entries or len(entries) < len(prompt):
+            raise RequestError("prompt must be a string, tokens, or a list of either", field="prompt")
+    if len(entries) > MAX_PROMPTS_PER_REQUEST:
         raise RequestError(
-            f"prompt has {len(prompt)} entries; at most {MAX_PROMPTS_PER_REQUEST} are allowed", field="prompt"
+            f"prompt has {len(entries)} entries; at most {MAX_PROMPTS_PER_REQUEST} are allowed", field="prompt"
         )
-    prompts = []
-    for entry in prompt:
-        if isinstance(entry, str):
-            prompts.append(await front.encode(entry, add_special_tokens=True, parse_special=True))
-        else:
-            prompts.append(list(entry))
-    return prompts
+    return [
+        await front.encode(entry, add_special_tokens=True, parse_special=True) if isinstance(entry, str) else entry
+        for entry in entries
+    ]
 
 
 @dataclass(slots=True)

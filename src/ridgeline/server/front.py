@@ -11,6 +11,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from starlette.requests import Request as HttpRequest
+
 from ridgeline.engine.client import EngineClient
 from ridgeline.errors import RequestError
 from ridgeline.request.output import RequestTiming, TokenChunk
@@ -161,6 +163,12 @@ class Front:
                     if chunk.error is not None:
                         raise HttpError(500, chunk.error, code="request_failed")
                 yield chunk
+
+
+async def front_of(http: HttpRequest) -> Front:
+    """The server's front; waits while the model is being loaded."""
+    opening: asyncio.Future[Front] = http.app.state.opening
+    return await asyncio.shield(opening)
 
 
 def plain_message(message: Message) -> dict[str, Any]:

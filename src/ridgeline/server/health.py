@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from ridgeline.server.body import json_answer
 from ridgeline.server.errors import HttpError
-from ridgeline.server.front import Front
+from ridgeline.server.front import Front, front_of
 from ridgeline.server.wire import ModelCard, ModelList
 from ridgeline.version import VERSION
 
@@ -57,6 +57,7 @@ async def health(http: HttpRequest) -> Response:
 
 async def metrics(http: HttpRequest) -> Response:
     """Prometheus' page; the names are vLLM's, so that existing dashboards work."""
+    await front_of(http)
     page: MetricsPage = http.app.state.metrics
     return Response(await page.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -68,12 +69,12 @@ async def version(http: HttpRequest) -> Response:
 
 async def models(http: HttpRequest) -> Response:
     """The one model that is served."""
-    return json_answer(ModelList([_card(http.app.state.front)]))
+    return json_answer(ModelList([_card(await front_of(http))]))
 
 
 async def model(http: HttpRequest) -> Response:
     """The card of one model; ids may have slashes."""
-    front: Front = http.app.state.front
+    front = await front_of(http)
     front.check_model(http.path_params["name"])
     return json_answer(_card(front))
 

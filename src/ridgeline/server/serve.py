@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 
 from ridgeline.engine.remote import RemoteEngine
 from ridgeline.engine.settings import EngineSettings
-from ridgeline.errors import UserError
+from ridgeline.errors import EngineDeadError, UserError
 from ridgeline.observe.metrics import ServerMetrics
 from ridgeline.server.app import make_app
 from ridgeline.server.front import Front, Template, Tokens
@@ -92,42 +92,45 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Answer at once; whoever needs the model waits until it is there."""
+        opening: asyncio.Future[Front] = asyncio.get_running_loop().create_future()
+        app.state.opening = opening
+        app.state.health = self._engine
+        app.state.is_draining = lambda: self._uvicorn is not None and self._uvicorn.should_exit
         await self._engine.start()
+        watching = asyncio.create_task(self._open(app, opening))
+        yield
+        watching.cancel()
+        await self._engine.close()
+
+    async def _open(self, app: Starlette, opening: asyncio.Future[Front]) -> None:
+        """Load the text side while the engine loads its weights; end the server when either cannot be."""
         # The tokenizer is read here while the engine process reads the weights.
         loading = asyncio.create_task(asyncio.to_thread(self._load_text))
         try:
             await self._engine.until_ready()
             tokens, template = await loading
+            metrics = ServerMetrics(self._model_name, self._engine)
+            app.state.metrics = metrics
+            front = Front(
+                engine=self._engine,
+                tokens=tokens,
+                template=template,
+                model_name=self._model_name,
+                recorder=metrics,
+                created=int(time.time()),
+            )
+            opening.set_result(front)
+            self._on_ready(self._engine, self.url)
+            while self._engine.mistake is None:  # an engine that is started again may meet one
+                await asyncio.sleep(0.5)
+            raise self._engine.mistake
         except UserError as error:
             self._mistake = error
-            loading.cancel()
-            await self._engine.close()
-            raise
-        metrics = ServerMetrics(self._model_name, self._engine)
-        app.state.front = Front(
-            engine=self._engine,
-            tokens=tokens,
-            template=template,
-            model_name=self._model_name,
-            recorder=metrics,
-            created=int(time.time()),
-        )
-        app.state.health = self._engine
-        app.state.metrics = metrics
-        app.state.is_draining = lambda: self._uvicorn is not None and self._uvicorn.should_exit
-        watching = asyncio.create_task(self._end_on_mistake())
-        self._on_ready(self._engine, self.url)
-        yield
-        watching.cancel()
-        await self._engine.close()
-
-    async def _end_on_mistake(self) -> None:
-        """End the server when a restarted engine cannot start because of something that a person must mend."""
-        while True:
-            await asyncio.sleep(0.5)
-            if self._engine.mistake is not None and self._uvicorn is not None:
-                self._mistake = self._engine.mistake
-                self._uvicorn.should_exit = True
+            if not opening.done():
+                opening.set_exception(EngineDeadError("the model cannot be loaded; the server is ending"))
+            assert self._uvicorn is not None
+            self._uvicorn.should_exit = True
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

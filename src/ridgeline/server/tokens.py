@@ -7,13 +7,13 @@ from starlette.responses import Response
 
 from ridgeline.errors import RequestError
 from ridgeline.server.body import json_answer, parsed_body
-from ridgeline.server.front import Front
+from ridgeline.server.front import front_of
 from ridgeline.server.wire import DetokenizeRequest, TokenizeRequest
 
 
 async def tokenize(http: HttpRequest) -> Response:
     """A text's or a conversation's tokens."""
-    front: Front = http.app.state.front
+    front = await front_of(http)
     wire = await parsed_body(http, TokenizeRequest)
     front.check_model(wire.model)
     if (wire.prompt is None) == (wire.messages is None):
@@ -29,7 +29,7 @@ async def tokenize(http: HttpRequest) -> Response:
 
 async def detokenize(http: HttpRequest) -> Response:
     """Tokens' text."""
-    front: Front = http.app.state.front
+    front = await front_of(http)
     wire = await parsed_body(http, DetokenizeRequest)
     front.check_model(wire.model)
     for token in wire.tokens:
