@@ -41,7 +41,8 @@ def test_impossible_fields(server, field, value):
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"null", b"[]", b"5", b'{"messages": NaN}', b"\xff\xfe",
-     b'{"messages": "\xed\xa0\x80"}', b"[" * 100_000, b'{"model": "echo", "messages": [{"role": "user", "content": "\\ud800"}]}'],
+     b'{"messages": "\xed\xa0\x80"}', b"[" * 100_000,
+     b'{"model": "echo", "messages": [{"role": "user", "content": "\\ud800"}]}'],
 )  # fmt: skip
 def test_bodies_that_are_not_requests(server, raw):
     answer = httpx.post(f"{server.url}/v1/chat/completions", content=raw)
