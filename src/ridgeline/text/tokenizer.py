@@ -1,0 +1,254 @@
+"""Text to tokens and back.
+
+Knows: the order in which a tokenizer's steps are done, and how added tokens are cut out of text.
+Does not know: file formats, chat formats, models.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import regex
+
+from ridgeline.errors import RequestError
+from ridgeline.text import _native
+from ridgeline.text.compiled import (
+    CompiledVocabulary,
+    StaleVocabularyError,
+    compile_vocabulary,
+    read_vocabulary,
+    unknown_score,
+)
+from ridgeline.text.normalization import Normalizer
+from ridgeline.text.pre_tokenization import PreTokenizer
+from ridgeline.text.spec import AddedToken, TokenizerSpec, TokenizerTraits, TokenKind
+from ridgeline.text.token_bytes import TokenBytes
+
+_WORD = regex.compile(r"\w")
+_SPACES = regex.compile(r"\s*")
+
+
+class Tokenizer:
+    """Turns text into tokens as the model's makers did, and tokens into text.
+
+    Holds: the compiled tables, usually views of a mapped file; nothing changes after it is made, but `encode` is for
+    one thread at a time.
+    """
+
+    def __init__(self, vocabulary: CompiledVocabulary) -> None:
+        """Raises StaleVocabularyError if the tables contradict each other."""
+        traits = vocabulary.traits()
+        self._traits = traits
+        try:
+            self._lookup = _native.TokenLookup(vocabulary.token_blob, vocabulary.token_offsets, vocabulary.token_slots)
+            self._model = _model(vocabulary, traits)
+            self._added = _native.StringSet(vocabulary.added_blob, vocabulary.added_offsets, vocabulary.added_ids)
+            self._added_normalized = _native.StringSet(
+                vocabulary.normalized_blob, vocabulary.normalized_offsets, vocabulary.normalized_ids
+            )
+        except ValueError as error:
+            raise StaleVocabularyError(f"the compiled vocabulary is damaged: {error}") from error
+        self._added_tokens = {token.id: token for token in traits.added_tokens}
+        self._normalizer = Normalizer(traits.normalizer)
+        self._pre_tokenizer = PreTokenizer(traits.pre_tokenizer)
+        self.token_bytes_table = TokenBytes(
+            blob=vocabulary.byte_blob,
+            offsets=vocabulary.byte_offsets,
+            is_special=(vocabulary.kinds == TokenKind.CONTROL) | (vocabulary.kinds == TokenKind.UNKNOWN),
+            leading_space=traits.leading_space,
+        )
+        self.eos_token_ids = frozenset(traits.eos_ids)
+        """Every token that ends an answer."""
+
+    @classmethod
+    def from_spec(cls, spec: TokenizerSpec) -> Tokenizer:
+        """The tokenizer of this description; ModelFileError if that contradicts itself."""
+        return cls(read_vocabulary(compile_vocabulary(spec)))
+
+    @classmethod
+    def from_compiled(cls, path: Path) -> Tokenizer:
+        """The tokenizer of a compiled vocabulary, mapped.
+
+        Raises:
+            StaleVocabularyError: the file is damaged or of another version.
+            OSError: there is no such file.
+        """
+        with path.open("rb") as file:
+            try:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:
+                raise StaleVocabularyError("the compiled vocabulary is empty") from error
+        return cls(read_vocabulary(memoryview(mapped)))
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary; ids are below it."""
+        return len(self.token_bytes_table)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text, if the model has one."""
+        return self._traits.bos_id
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text, if the model has one; `eos_token_ids` has all that end an answer."""
+        return self._traits.eos_id
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that fills unused places, if the model has one."""
+        return self._traits.pad_id
+
+    @property
+    def prefix_token_ids(self) -> tuple[int, ...]:
+        """What `add_special_tokens` puts before a text."""
+        return self._traits.prefix_ids
+
+    def token_id(self, token: str) -> int | None:
+        """The id of the token that the model file writes so, or None."""
+        try:
+            found = self._lookup.find(token)
+        except UnicodeEncodeError:
+            return None
+        return None if found < 0 else found
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's bytes as they appear in text; RequestError if there is no such token."""
+        return self.token_bytes_table.bytes_of(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is no text; RequestError if there is no such token."""
+        self.token_bytes_table.check(token_id)
+        return bool(self.token_bytes_table.is_special[token_id])
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool = True) -> list[int]:
+        """The tokens of a text.
+
+        Args:
+            text: any text, hostile or not; the cost is linear in its length.
+            add_special_tokens: begin (and end) as the model wants texts to begin (and end).
+            parse_special: control tokens written out in the text become those tokens. If not, they are plain text like
+                any other, and no control token comes out: for text that a stranger wrote.
+
+        Raises:
+            RequestError: the text has half a surrogate pair, which is no character.
+        """
+        ids: list[int] = []
+        try:
+            for part, start in self._cut(text, self._added, parse_special):
+                if isinstance(part, int):
+                    ids.append(part)
+                else:
+                    self._encode_segment(part, start == 0, parse_special, ids)
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text has half a surrogate pair at character {error.start}, which is not Unicode",
+                hint="decode the text as UTF-16 or replace what could not be decoded",
+            ) from error
+        return [*self._traits.prefix_ids, *ids, *self._traits.suffix_ids] if add_special_tokens else ids
+
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of tokens; bytes that are not UTF-8 become U+FFFD. RequestError if there is no such token."""
+        return self.token_bytes_table.text_of(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def _encode_segment(self, segment: str, is_start: bool, parse_special: bool, ids: list[int]) -> None:
+        segment = self._normalizer.normalized(segment)
+        for part, start in self._cut(segment, self._added_normalized, parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                pieces = self._pre_tokenizer.pieces(part, is_start=is_start and start == 0)
+                ids += self._model.encode(pieces)
+
+    def _cut(self, text: str, added: _native.StringSet, parse_special: bool) -> Iterator[tuple[int | str, int]]:
+        """The text with its added tokens cut out: (token or text between, where it starts)."""
+        position = 0
+        for start, end, token_id in added.find_in(text):
+            token = self._added_tokens[token_id]
+            if token.is_control and not parse_special:
+                continue
+            if token.is_single_word and _touches_word(text, start, end):
+                continue
+            start, end = _stretched(token, text, position, start, end)
+            if position < start:
+                yield text[position:start], position
+            yield token_id, start
+            position = end
+        if position < len(text):
+            yield text[position:], position
+
+
+def cached_tokenizer(path: Path, read_spec: Callable[[], TokenizerSpec]) -> Tokenizer:
+    """The tokenizer whose compiled vocabulary lies at `path`; if none does, or not a sound one, it is put there.
+
+    `read_spec` is called only then. A folder that cannot be written to costs time, not the tokenizer.
+
+    Raises:
+        ModelFileError: from `read_spec`, or the description contradicts itself.
+    """
+    try:
+        return Tokenizer.from_compiled(path)
+    except (StaleVocabularyError, OSError):
+        pass
+    content = compile_vocabulary(read_spec())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A reader sees the old file or the whole new one, never half: written beside it, then renamed.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError:
+        return Tokenizer(read_vocabulary(content))
+    return Tokenizer.from_compiled(path)
+
+
+def _touches_word(text: str, start: int, end: int) -> bool:
+    before = start > 0 and _WORD.match(text, start - 1) is not None
+    return before or (end < len(text) and _WORD.match(text, end) is not None)
+
+
+def _stretched(token: AddedToken, text: str, position: int, start: int, end: int) -> tuple[int, int]:
+    """Where the token begins and ends with the white space that it swallows; not before `position`."""
+    if token.strips_left:
+        spaces = start
+        while spaces > position and _SPACES.fullmatch(text, spaces - 1, spaces):
+            spaces -= 1
+        start = spaces
+    if token.strips_right:
+        match = _SPACES.match(text, end)
+        assert match is not None
+        end = match.end()
+    return start, end
+
+
+def _model(
+    vocabulary: CompiledVocabulary, traits: TokenizerTraits
+) -> _native.BpeVocabulary | _native.UnigramVocabulary:
+    unknown_id = -1 if traits.unknown_id is None else traits.unknown_id
+    if traits.model == "unigram":
+        return _native.UnigramVocabulary(
+            pieces=_native.StringSet(vocabulary.piece_blob, vocabulary.piece_offsets, vocabulary.piece_ids),
+            scores=vocabulary.scores,
+            byte_ids=vocabulary.byte_ids,
+            unknown_id=unknown_id,
+            unknown_score=unknown_score(vocabulary.scores),
+            has_byte_fallback=traits.has_byte_fallback,
+        )
+    return _native.BpeVocabulary(
+        blob=vocabulary.token_blob,
+        offsets=vocabulary.token_offsets,
+        token_slots=vocabulary.token_slots,
+        merge_slots=vocabulary.merge_slots,
+        may_merge=vocabulary.may_merge,
+        byte_ids=vocabulary.byte_ids,
+        unknown_id=unknown_id,
+        is_byte_level=traits.is_byte_level,
+        has_byte_fallback=traits.has_byte_fallback,
+        fuses_unknown=traits.fuses_unknown,
+        ignores_merges=traits.ignores_merges,
+    )
