@@ -1,0 +1,72 @@
+// What an instruction set provides for the products, and the form in which weights reach its inner loops.
+//
+// The inner loops work on two tiles (32 outputs) at a time. A slab of inputs of both tiles is unpacked into records,
+// one for each group of 32 inputs, in first-level cache:
+//   int8 formats   of tile 0, then of tile 1: codes (8 lines of 16 rows x 4 inputs), for each scale of the group a
+//                  line of 16 floats, then the minimums in the same way
+//   bf16           for each pair of inputs a line of tile 0 (16 rows x 2 inputs) and a line of tile 1
+//   f16, f32       for each input 16 floats of tile 0 and 16 of tile 1
+// Codes may carry a factor that the scales undo (a power of two, so no bit of the result changes).
+#pragma once
+
+#include "matmul.h"
+#include "tile_layout.h"
+
+namespace ridgeline {
+
+constexpr int PAIR_TILES = 2;
+constexpr int PAIR_ROWS = PAIR_TILES * static_cast<int>(TILE_ROWS);
+constexpr int MAX_ROWS_PER_CALL = 6;
+
+static constexpr int record_bytes(FormatId format) {
+    const TileLayout layout = tile_layout(format);
+    if (format == FormatId::BF16) return PAIR_TILES * 1024;
+    if (layout.scales_per_group == 0) return PAIR_TILES * 2048;
+    return PAIR_TILES * (512 + LINE_BYTES * layout.scales_per_group * (layout.has_minimum ? 2 : 1));
+}
+// Where in a record that of tile 1 begins.
+static constexpr int second_tile_offset(FormatId format) {
+    return tile_layout(format).scales_per_group == 0 ? LINE_BYTES : record_bytes(format) / 2;
+}
+constexpr int MAX_RECORD_BYTES = PAIR_TILES * 2048;
+
+// Unpacks groups [first_group, first_group + num_groups) of a tile into its half of the records. `first_group` is a
+// multiple of the layout's part_groups. While it reads at p it asks for the line at p + ahead_bytes.
+using UnpackFunction = void (*)(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records,
+                                int64_t ahead_bytes);
+// sums[row * PAIR_ROWS + output] += products of `num_rows` (1..6) prepared rows with the records.
+using MultiplyFunction = void (*)(const uint8_t* records, int64_t num_groups, const uint8_t* prepared,
+                                  int64_t row_bytes, int num_rows, float* sums);
+using PrepareFunction = void (*)(const float* x, int64_t width, uint8_t* prepared);
+using MeasureReadFunction = uint64_t (*)(const uint8_t* const* streams, size_t stream_bytes);
+using MeasureFunction = double (*)(int64_t repeats);
+
+constexpr int NUM_FORMAT_SLOTS = 40;  // FormatId as index
+
+struct FormatKernels {
+    UnpackFunction unpack = nullptr;
+    MultiplyFunction multiply = nullptr;
+};
+
+struct InstructionSet {
+    const char* name;         // what set_instruction_set takes
+    const char* description;  // what instruction_set says
+    FormatKernels formats[NUM_FORMAT_SLOTS];
+    PrepareFunction prepare_int8;
+    // Loops for the roofline: each does a fixed number of operations per repeat and returns how many it did.
+    MeasureFunction int8_loop, bf16_loop, fp32_loop;
+    // Reads NUM_READ_STREAMS streams side by side.
+    MeasureReadFunction read_loop;
+};
+
+constexpr int NUM_READ_STREAMS = 4;
+
+const InstructionSet& portable_instruction_set();
+// Null where the machine or the build does not have them.
+const InstructionSet* avx512_instruction_set();
+const InstructionSet* avx2_instruction_set();
+const InstructionSet* neon_instruction_set();
+// The one in use.
+const InstructionSet& active_instruction_set();
+
+}  // namespace ridgeline

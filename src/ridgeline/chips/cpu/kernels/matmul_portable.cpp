@@ -1,0 +1,306 @@
+// The kernels in plain C++: the definition of what the others compute, and what runs where nothing better does.
+#include <cmath>
+#include <cstring>
+
+#include "matmul_kernels.h"
+#include "scalar_numbers.h"
+
+namespace ridgeline {
+
+namespace {
+
+uint8_t line_code(const uint8_t* nibbles, int v, int byte) {
+    const uint8_t both = nibbles[(v / 2) * LINE_BYTES + byte];
+    return v % 2 == 0 ? both & 15 : both >> 4;
+}
+
+// The code at byte `byte` of code line `v`.
+template <FormatId format>
+uint8_t read_code(const uint8_t* group, int v, int byte) {
+    const auto bit = [&](const uint8_t* line) { return (line[byte] >> v) & 1; };
+    const auto pair = [&](const uint8_t* lines) { return (lines[(v / 4) * LINE_BYTES + byte] >> (2 * (v % 4))) & 3; };
+    if constexpr (format == FormatId::Q8_0) {
+        return group[v * LINE_BYTES + byte];
+    } else if constexpr (format == FormatId::Q5_0 || format == FormatId::Q5_1 || format == FormatId::Q5_K) {
+        return static_cast<uint8_t>(line_code(group + LINE_BYTES, v, byte) | (bit(group) << 4));
+    } else if constexpr (format == FormatId::Q6_K) {
+        return static_cast<uint8_t>(line_code(group + 2 * LINE_BYTES, v, byte) | (pair(group) << 4));
+    } else if constexpr (format == FormatId::Q3_K) {
+        return static_cast<uint8_t>(pair(group + LINE_BYTES) | (bit(group) << 2));
+    } else if constexpr (format == FormatId::Q2_K) {
+        return static_cast<uint8_t>(pair(group));
+    } else if constexpr (format == FormatId::IQ4_NL) {
+        return IQ4_NL_CODES[line_code(group, v, byte)];
+    } else if constexpr (format == FormatId::MXFP4) {
+        return MXFP4_CODES[line_code(group, v, byte)];
+    } else {
+        return line_code(group, v, byte);
+    }
+}
+
+struct Scale {
+    float scale, minimum;
+};
+
+// Byte i of the 12 bytes that hold the 6-bit scales of a row.
+uint8_t scale_byte(const uint8_t* bytes, int i, int row) { return bytes[i * TILE_ROWS + row]; }
+
+// Scale `index` (of the part: one or two for each group) of a row.
+template <FormatId format>
+Scale read_scale(const uint8_t* header, const uint8_t* part, int index, int row) {
+    const auto half = [row](const uint8_t* halves) { return half_to_float(halves + 2 * row); };
+    if constexpr (format == FormatId::MXFP4) {
+        return {std::ldexp(1.0f, header[row] - 128), 0.0f};
+    } else if constexpr (format == FormatId::Q4_1 || format == FormatId::Q5_1) {
+        return {half(part), half(part + 32)};
+    } else if constexpr (format == FormatId::Q2_K) {
+        const uint8_t both = scale_byte(part + 64, index, row);
+        return {half(part) * static_cast<float>(both & 15), -half(part + 32) * static_cast<float>(both >> 4)};
+    } else if constexpr (format == FormatId::Q3_K) {
+        const int low = scale_byte(part, index % 8, row) >> (index < 8 ? 0 : 4);
+        const int high = scale_byte(part, 8 + index % 4, row) >> (2 * (index / 4));
+        return {half(header) * static_cast<float>(((low & 15) | ((high & 3) << 4)) - 32), 0.0f};
+    } else if constexpr (format == FormatId::Q4_K || format == FormatId::Q5_K) {
+        const uint8_t* bytes = part + 64;
+        int scale, minimum;
+        if (index < 4) {
+            scale = scale_byte(bytes, index, row) & 63;
+            minimum = scale_byte(bytes, index + 4, row) & 63;
+        } else {
+            const int both = scale_byte(bytes, index + 4, row);
+            scale = (both & 15) | ((scale_byte(bytes, index - 4, row) >> 6) << 4);
+            minimum = (both >> 4) | ((scale_byte(bytes, index, row) >> 6) << 4);
+        }
+        return {half(part) * static_cast<float>(scale), -half(part + 32) * static_cast<float>(minimum)};
+    } else if constexpr (format == FormatId::Q6_K) {
+        const auto scale = static_cast<int8_t>(scale_byte(part, index, row));
+        return {half(header) * static_cast<float>(scale), 0.0f};
+    } else {
+        return {half(header), 0.0f};
+    }
+}
+
+template <FormatId format>
+void unpack(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+    constexpr TileLayout layout = tile_layout(format);
+    for (int64_t group = first_group; group < first_group + num_groups; ++group) {
+        const uint8_t* source = tile + layout.group_offset(group);
+        for (int v = 0; v < 8; ++v) {
+            for (int byte = 0; byte < LINE_BYTES; ++byte) {
+                records[v * LINE_BYTES + byte] = read_code<format>(source, v, byte);
+            }
+        }
+        const uint8_t* header = tile + layout.header_offset(group, format == FormatId::MXFP4 ? 1 : 2);
+        const uint8_t* part = tile + layout.part_offset(group);
+        auto* scales = reinterpret_cast<float*>(records + 512);
+        float* minimums = scales + TILE_ROWS * layout.scales_per_group;
+        for (int i = 0; i < layout.scales_per_group; ++i) {
+            const int index = static_cast<int>(group % layout.part_groups) * layout.scales_per_group + i;
+            for (int row = 0; row < TILE_ROWS; ++row) {
+                const Scale scale = read_scale<format>(header, part, index, row);
+                scales[i * TILE_ROWS + row] = scale.scale;
+                if (layout.has_minimum) minimums[i * TILE_ROWS + row] = scale.minimum;
+            }
+        }
+        records += record_bytes(format);
+    }
+}
+
+// Adds the product of one group of activations with one tile's half of a record.
+template <FormatId format>
+void add_group(const uint8_t* half, const ActivationGroup& group, float* sums) {
+    constexpr TileLayout layout = tile_layout(format);
+    constexpr int num_scales = layout.scales_per_group;
+    constexpr int lines_per_scale = 8 / num_scales;
+    const auto* scales = reinterpret_cast<const float*>(half + 512);
+    const float* minimums = scales + TILE_ROWS * num_scales;
+    for (int part = 0; part < num_scales; ++part) {
+        int32_t products[TILE_ROWS] = {};
+        int32_t code_sum = 0;
+        for (int v = part * lines_per_scale; v < (part + 1) * lines_per_scale; ++v) {
+            for (int j = 0; j < 4; ++j) code_sum += group.codes[4 * v + j];
+            for (int output = 0; output < TILE_ROWS; ++output) {
+                const uint8_t* codes = half + v * LINE_BYTES + 4 * output;
+                for (int j = 0; j < 4; ++j) products[output] += codes[j] * group.codes[4 * v + j];
+            }
+        }
+        const float scaled_sum = group.scale * static_cast<float>(code_sum);
+        for (int output = 0; output < TILE_ROWS; ++output) {
+            const auto product = static_cast<float>(products[output] - layout.zero * code_sum);
+            const float scale = scales[part * TILE_ROWS + output] * group.scale;
+            sums[output] = std::fma(product, scale, sums[output]);
+            if (layout.has_minimum) {
+                sums[output] = std::fma(minimums[part * TILE_ROWS + output], scaled_sum, sums[output]);
+            }
+        }
+    }
+}
+
+template <FormatId format>
+void multiply_int8(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
+                   int num_rows, float* sums) {
+    for (int64_t index = 0; index < num_groups; ++index, records += record_bytes(format)) {
+        for (int row = 0; row < num_rows; ++row) {
+            const auto& group = reinterpret_cast<const ActivationGroup*>(prepared + row * row_bytes)[index];
+            for (int tile = 0; tile < PAIR_TILES; ++tile) {
+                add_group<format>(records + tile * second_tile_offset(format), group,
+                                  sums + row * PAIR_ROWS + tile * TILE_ROWS);
+            }
+        }
+    }
+}
+
+void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+    const uint8_t* source = tile + first_group * 2048;
+    for (int64_t i = 0; i < num_groups * GROUP_VALUES; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
+}
+
+void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+    const uint8_t* source = tile + first_group * 1024;
+    for (int64_t i = 0; i < num_groups * GROUP_VALUES; ++i) {
+        auto* values = reinterpret_cast<float*>(records + 128 * i);
+        for (int row = 0; row < TILE_ROWS; ++row) values[row] = half_to_float(source + 32 * i + 2 * row);
+    }
+}
+
+void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
+                  int num_rows, float* sums) {
+    const auto* weights = reinterpret_cast<const float*>(records);
+    for (int64_t i = 0; i < num_groups * GROUP_VALUES; ++i, weights += PAIR_ROWS) {
+        for (int row = 0; row < num_rows; ++row) {
+            const float x = reinterpret_cast<const float*>(prepared + row * row_bytes)[i];
+            for (int output = 0; output < PAIR_ROWS; ++output) {
+                float& sum = sums[row * PAIR_ROWS + output];
+                sum = std::fma(weights[output], x, sum);
+            }
+        }
+    }
+}
+
+void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+    const uint8_t* source = tile + first_group * 1024;
+    for (int64_t i = 0; i < num_groups * GROUP_VALUES / 2; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
+}
+
+void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
+                   int num_rows, float* sums) {
+    for (int64_t i = 0; i < num_groups * GROUP_VALUES / 2; ++i, records += 2 * LINE_BYTES) {
+        for (int row = 0; row < num_rows; ++row) {
+            const uint8_t* x = prepared + row * row_bytes + 4 * i;
+            const float x0 = bfloat_to_float(x), x1 = bfloat_to_float(x + 2);
+            for (int output = 0; output < PAIR_ROWS; ++output) {
+                float& sum = sums[row * PAIR_ROWS + output];
+                const uint8_t* w = records + 4 * output;
+                sum = std::fma(bfloat_to_float(w), x0, sum);
+                sum = std::fma(bfloat_to_float(w + 2), x1, sum);
+            }
+        }
+    }
+}
+
+void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
+    auto* group = reinterpret_cast<ActivationGroup*>(prepared);
+    for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
+        // Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
+        uint32_t largest = 0;
+        for (int i = 0; i < GROUP_VALUES; ++i) {
+            uint32_t bits;
+            std::memcpy(&bits, x + i, sizeof bits);
+            bits &= 0x7fffffffu;
+            if (bits > largest) largest = bits;
+        }
+        float magnitude;
+        std::memcpy(&magnitude, &largest, sizeof magnitude);
+        const bool usable = !(magnitude < SMALLEST_MAGNITUDE);
+        const float inverse = usable ? 127.0f / magnitude : 0.0f;
+        int32_t sum_first = 0, sum = 0;
+        for (int i = 0; i < GROUP_VALUES; ++i) {
+            const float value = x[i] * inverse;
+            // Not a number: any code will do, the scale carries it.
+            const int32_t code = value >= -128.0f && value <= 127.5f ? static_cast<int32_t>(std::lrint(value)) : 0;
+            group->codes[i] = static_cast<int8_t>(code);
+            sum += code;
+            if (i < GROUP_VALUES / 2) sum_first += code;
+        }
+        group->scale = usable ? magnitude / 127.0f : 0.0f;
+        group->minus_128_sum = -128 * sum;
+        group->scaled_sum = group->scale * static_cast<float>(sum);
+        group->minus_128_sum_first = -128 * sum_first;
+    }
+}
+
+double int8_loop(int64_t repeats) {
+    int32_t sums[16] = {};
+    uint8_t weights[64];
+    int8_t x[4] = {1, 2, 3, 4};
+    for (int i = 0; i < 64; ++i) weights[i] = static_cast<uint8_t>(i + repeats);
+    for (int64_t repeat = 0; repeat < repeats; ++repeat) {
+        for (int i = 0; i < 64; ++i) sums[i / 4] += weights[i] * x[i % 4];
+        keep_alive(sums);
+    }
+    return static_cast<double>(repeats) * 128;
+}
+
+double fp32_loop(int64_t repeats) {
+    float sums[64] = {};
+    for (int64_t repeat = 0; repeat < repeats; ++repeat) {
+        for (float& sum : sums) sum = sum * 0.5f + 1.0f;
+        keep_alive(sums);
+    }
+    return static_cast<double>(repeats) * 128;
+}
+
+uint64_t read_loop(const uint8_t* const* streams, size_t stream_bytes) {
+    uint64_t sum = 0;
+    for (size_t offset = 0; offset < stream_bytes; offset += 64) {
+        for (int stream = 0; stream < NUM_READ_STREAMS; ++stream) {
+            for (size_t i = 0; i < 64; i += 8) {
+                uint64_t word;
+                std::memcpy(&word, streams[stream] + offset + i, sizeof word);
+                sum += word;
+            }
+        }
+    }
+    return sum;
+}
+
+template <FormatId format>
+void add_int8(InstructionSet& set) {
+    set.formats[static_cast<int>(format)] = {unpack<format>, multiply_int8<format>};
+}
+
+InstructionSet make_set() {
+    InstructionSet set{};
+    set.name = "portable";
+    set.description = "portable";
+    add_int8<FormatId::Q4_0>(set);
+    add_int8<FormatId::Q4_1>(set);
+    add_int8<FormatId::Q5_0>(set);
+    add_int8<FormatId::Q5_1>(set);
+    add_int8<FormatId::Q8_0>(set);
+    add_int8<FormatId::Q2_K>(set);
+    add_int8<FormatId::Q3_K>(set);
+    add_int8<FormatId::Q4_K>(set);
+    add_int8<FormatId::Q5_K>(set);
+    add_int8<FormatId::Q6_K>(set);
+    add_int8<FormatId::IQ4_NL>(set);
+    add_int8<FormatId::MXFP4>(set);
+    set.formats[static_cast<int>(FormatId::F32)] = {unpack_f32, multiply_f32};
+    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32};
+    set.formats[static_cast<int>(FormatId::BF16)] = {unpack_bf16, multiply_bf16};
+    set.prepare_int8 = prepare_int8;
+    set.int8_loop = int8_loop;
+    set.bf16_loop = fp32_loop;
+    set.fp32_loop = fp32_loop;
+    set.read_loop = read_loop;
+    return set;
+}
+
+}  // namespace
+
+const InstructionSet& portable_instruction_set() {
+    static const InstructionSet set = make_set();
+    return set;
+}
+
+}  // namespace ridgeline

@@ -1,0 +1,242 @@
+// From the bytes of a file to packed tiles. Source of the file layouts: ggml's ggml-common.h and ggml-quants.c.
+//
+// Every format is read as words: words[v] holds the unsigned codes of the inputs 4v..4v+3 of a group of 32, a byte each.
+#include <bit>
+#include <cstring>
+
+#include "matmul.h"
+#include "tile_layout.h"
+
+static_assert(std::endian::native == std::endian::little, "files and tiles are little-endian");
+
+namespace ridgeline {
+
+namespace {
+
+uint32_t load_word(const uint8_t* source) {
+    uint32_t word;
+    std::memcpy(&word, source, sizeof word);
+    return word;
+}
+
+void store_word(uint8_t* target, uint32_t word) { std::memcpy(target, &word, sizeof word); }
+
+constexpr uint32_t LOW_NIBBLES = 0x0f0f0f0f;
+constexpr uint32_t LOW_PAIRS = 0x03030303;
+constexpr uint32_t LOW_BITS = 0x01010101;
+
+// Four bits to the lowest bit of four bytes.
+uint32_t spread_bits(uint32_t four_bits) { return (four_bits * 0x00204081u) & LOW_BITS; }
+
+void read_nibbles(const uint8_t* source, uint32_t words[8]) {
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t word = load_word(source + 4 * i);
+        words[i] = word & LOW_NIBBLES;
+        words[4 + i] = (word >> 4) & LOW_NIBBLES;
+    }
+}
+
+void add_fifth_bits(const uint8_t* source, uint32_t words[8]) {
+    const uint32_t bits = load_word(source);
+    for (int v = 0; v < 8; ++v) words[v] |= spread_bits((bits >> (4 * v)) & 15) << 4;
+}
+
+// Codes of group `group` (of 32) within a block of the file.
+template <FormatId format>
+void read_group(const uint8_t* block, int group, uint32_t words[8]) {
+    if constexpr (format == FormatId::Q4_0 || format == FormatId::IQ4_NL) {
+        read_nibbles(block + 2, words);
+    } else if constexpr (format == FormatId::Q4_1) {
+        read_nibbles(block + 4, words);
+    } else if constexpr (format == FormatId::MXFP4) {
+        read_nibbles(block + 1, words);
+    } else if constexpr (format == FormatId::Q5_0) {
+        read_nibbles(block + 6, words);
+        add_fifth_bits(block + 2, words);
+    } else if constexpr (format == FormatId::Q5_1) {
+        read_nibbles(block + 8, words);
+        add_fifth_bits(block + 4, words);
+    } else if constexpr (format == FormatId::Q8_0) {
+        for (int v = 0; v < 8; ++v) words[v] = load_word(block + 2 + 4 * v) ^ 0x80808080u;
+    } else if constexpr (format == FormatId::Q2_K) {
+        const uint8_t* codes = block + 16 + 32 * (group / 4);
+        for (int v = 0; v < 8; ++v) words[v] = (load_word(codes + 4 * v) >> (2 * (group % 4))) & LOW_PAIRS;
+    } else if constexpr (format == FormatId::Q3_K) {
+        const uint8_t* codes = block + 32 + 32 * (group / 4);
+        for (int v = 0; v < 8; ++v) {
+            const uint32_t high = (load_word(block + 4 * v) >> group) & LOW_BITS;
+            words[v] = ((load_word(codes + 4 * v) >> (2 * (group % 4))) & LOW_PAIRS) | (high << 2);
+        }
+    } else if constexpr (format == FormatId::Q4_K || format == FormatId::Q5_K) {
+        const uint8_t* codes = block + (format == FormatId::Q4_K ? 16 : 48) + 32 * (group / 2);
+        for (int v = 0; v < 8; ++v) {
+            words[v] = (load_word(codes + 4 * v) >> (4 * (group % 2))) & LOW_NIBBLES;
+            if constexpr (format == FormatId::Q5_K) {
+                words[v] |= ((load_word(block + 16 + 4 * v) >> group) & LOW_BITS) << 4;
+            }
+        }
+    } else if constexpr (format == FormatId::Q6_K) {
+        const int half = group / 4, quarter = group % 4;
+        const uint8_t* low = block + 64 * half + 32 * (quarter % 2);
+        const uint8_t* high = block + 128 + 32 * half;
+        for (int v = 0; v < 8; ++v) {
+            words[v] = ((load_word(low + 4 * v) >> (4 * (quarter / 2))) & LOW_NIBBLES) |
+                       (((load_word(high + 4 * v) >> (2 * quarter)) & LOW_PAIRS) << 4);
+        }
+    }
+}
+
+// The planes of a format, with the lowest bit of the codes that each holds.
+void write_nibbles(const uint32_t words[8], uint8_t* lines) {
+    for (int z = 0; z < 4; ++z) {
+        store_word(lines + z * LINE_BYTES, (words[2 * z] & LOW_NIBBLES) | ((words[2 * z + 1] & LOW_NIBBLES) << 4));
+    }
+}
+
+void write_bits(const uint32_t words[8], int shift, uint8_t* line) {
+    uint32_t word = 0;
+    for (int v = 0; v < 8; ++v) word |= ((words[v] >> shift) & LOW_BITS) << v;
+    store_word(line, word);
+}
+
+void write_pairs(const uint32_t words[8], int shift, uint8_t* lines) {
+    for (int h = 0; h < 2; ++h) {
+        uint32_t word = 0;
+        for (int i = 0; i < 4; ++i) word |= ((words[4 * h + i] >> shift) & LOW_PAIRS) << (2 * i);
+        store_word(lines + h * LINE_BYTES, word);
+    }
+}
+
+template <FormatId format>
+void write_group(const uint32_t words[8], uint8_t* target) {
+    if constexpr (format == FormatId::Q8_0) {
+        for (int v = 0; v < 8; ++v) store_word(target + v * LINE_BYTES, words[v]);
+    } else if constexpr (format == FormatId::Q5_0 || format == FormatId::Q5_1 || format == FormatId::Q5_K) {
+        write_bits(words, 4, target);
+        write_nibbles(words, target + LINE_BYTES);
+    } else if constexpr (format == FormatId::Q6_K) {
+        write_pairs(words, 4, target);
+        write_nibbles(words, target + 2 * LINE_BYTES);
+    } else if constexpr (format == FormatId::Q3_K) {
+        write_bits(words, 2, target);
+        write_pairs(words, 0, target + LINE_BYTES);
+    } else if constexpr (format == FormatId::Q2_K) {
+        write_pairs(words, 0, target);
+    } else {
+        write_nibbles(words, target);
+    }
+}
+
+// Scales of one block of row `row`: `header` is the chunk's, at this part's place; `part` is the part's header.
+template <FormatId format>
+void write_scales(const uint8_t* block, int64_t row, uint8_t* header, uint8_t* part) {
+    const auto transpose = [row](const uint8_t* source, int count, uint8_t* target) {
+        for (int i = 0; i < count; ++i) target[i * TILE_ROWS + row] = source[i];
+    };
+    const auto copy_half = [row](const uint8_t* source, uint8_t* target) { std::memcpy(target + 2 * row, source, 2); };
+    if constexpr (format == FormatId::MXFP4) {
+        header[row] = block[0];
+    } else if constexpr (format == FormatId::Q4_1 || format == FormatId::Q5_1) {
+        copy_half(block, part);
+        copy_half(block + 2, part + 32);
+    } else if constexpr (format == FormatId::Q4_K || format == FormatId::Q5_K) {
+        copy_half(block, part);
+        copy_half(block + 2, part + 32);
+        transpose(block + 4, 12, part + 64);
+    } else if constexpr (format == FormatId::Q2_K) {
+        copy_half(block + 80, part);
+        copy_half(block + 82, part + 32);
+        transpose(block, 16, part + 64);
+    } else if constexpr (format == FormatId::Q3_K) {
+        copy_half(block + 108, header);
+        transpose(block + 96, 12, part);
+    } else if constexpr (format == FormatId::Q6_K) {
+        copy_half(block + 208, header);
+        transpose(block + 192, 16, part);
+    } else {
+        copy_half(block, header);
+    }
+}
+
+template <FormatId format>
+void pack_quantised_tile(int64_t num_rows, int64_t width, const uint8_t* source, uint8_t* tile) {
+    constexpr TileLayout layout = tile_layout(format);
+    static_assert(layout.block_values == layout.part_groups * GROUP_VALUES, "a part is a block of each row");
+    const int64_t num_blocks = width / layout.block_values;
+    for (int64_t block_index = 0; block_index < num_blocks; ++block_index) {
+        const int64_t first_group = block_index * layout.part_groups;
+        uint8_t* header = tile + layout.header_offset(first_group, format == FormatId::MXFP4 ? 1 : 2);
+        uint8_t* part = tile + layout.part_offset(first_group);
+        for (int64_t row = 0; row < num_rows; ++row) {
+            const uint8_t* block = source + (row * num_blocks + block_index) * layout.block_bytes;
+            write_scales<format>(block, row, header, part);
+            for (int group = 0; group < layout.part_groups; ++group) {
+                uint32_t words[8];
+                read_group<format>(block, group, words);
+                write_group<format>(words, part + layout.part_header_bytes + group * layout.group_bytes + 4 * row);
+            }
+        }
+    }
+}
+
+// `values_per_line`: inputs of a row that lie side by side (2 for bf16 pairs).
+void pack_plain_tile(int64_t num_rows, int64_t width, int value_bytes, int values_per_line, const uint8_t* source,
+                     uint8_t* tile) {
+    const int64_t piece_bytes = static_cast<int64_t>(value_bytes) * values_per_line;
+    const int64_t row_bytes = width * value_bytes;
+    for (int64_t row = 0; row < num_rows; ++row) {
+        const uint8_t* values = source + row * row_bytes;
+        for (int64_t offset = 0, line = 0; offset < row_bytes; offset += piece_bytes, ++line) {
+            const int64_t left = row_bytes - offset;
+            std::memcpy(tile + (line * TILE_ROWS + row) * piece_bytes, values + offset,
+                        static_cast<size_t>(left < piece_bytes ? left : piece_bytes));
+        }
+    }
+}
+
+void pack_tile(FormatId format, int64_t num_rows, int64_t width, const uint8_t* source, uint8_t* tile) {
+    switch (format) {
+        case FormatId::F32: return pack_plain_tile(num_rows, width, 4, 1, source, tile);
+        case FormatId::F16: return pack_plain_tile(num_rows, width, 2, 1, source, tile);
+        case FormatId::BF16: return pack_plain_tile(num_rows, width, 2, 2, source, tile);
+        case FormatId::Q4_0: return pack_quantised_tile<FormatId::Q4_0>(num_rows, width, source, tile);
+        case FormatId::Q4_1: return pack_quantised_tile<FormatId::Q4_1>(num_rows, width, source, tile);
+        case FormatId::Q5_0: return pack_quantised_tile<FormatId::Q5_0>(num_rows, width, source, tile);
+        case FormatId::Q5_1: return pack_quantised_tile<FormatId::Q5_1>(num_rows, width, source, tile);
+        case FormatId::Q8_0: return pack_quantised_tile<FormatId::Q8_0>(num_rows, width, source, tile);
+        case FormatId::Q2_K: return pack_quantised_tile<FormatId::Q2_K>(num_rows, width, source, tile);
+        case FormatId::Q3_K: return pack_quantised_tile<FormatId::Q3_K>(num_rows, width, source, tile);
+        case FormatId::Q4_K: return pack_quantised_tile<FormatId::Q4_K>(num_rows, width, source, tile);
+        case FormatId::Q5_K: return pack_quantised_tile<FormatId::Q5_K>(num_rows, width, source, tile);
+        case FormatId::Q6_K: return pack_quantised_tile<FormatId::Q6_K>(num_rows, width, source, tile);
+        case FormatId::IQ4_NL: return pack_quantised_tile<FormatId::IQ4_NL>(num_rows, width, source, tile);
+        case FormatId::MXFP4: return pack_quantised_tile<FormatId::MXFP4>(num_rows, width, source, tile);
+    }
+}
+
+}  // namespace
+
+int64_t num_tiles(const PackedMatrix& matrix) { return (matrix.rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+size_t packed_bytes(FormatId format, int64_t rows, int64_t width) {
+    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    return static_cast<size_t>(tiles * tile_layout(format).tile_bytes(width));
+}
+
+void pack_tiles(FormatId format, int64_t rows, int64_t width, const uint8_t* source, uint8_t* packed,
+                int64_t tile_begin, int64_t tile_end) {
+    const TileLayout layout = tile_layout(format);
+    const int64_t tile_bytes = layout.tile_bytes(width);
+    const int64_t row_bytes = width / layout.block_values * layout.block_bytes;
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+        const int64_t first_row = tile * TILE_ROWS;
+        const int64_t rows_left = rows - first_row;
+        const int64_t num_rows = rows_left < TILE_ROWS ? rows_left : TILE_ROWS;
+        uint8_t* target = packed + tile * tile_bytes;
+        // Planes that the last row, group or chunk does not fill count as zero weights: all scales there are zero.
+        std::memset(target, 0, static_cast<size_t>(tile_bytes));
+        pack_tile(format, num_rows, width, source + first_row * row_bytes, target);
+    }
+}
+
+}  // namespace ridgeline

@@ -1,0 +1,25 @@
+# The files of the matrix products, and the flags of those that are compiled for one instruction set. The choice among
+# them is made at run time; no flag here may be given to other files. Included by the CMakeLists.txt beside it.
+set(RIDGELINE_MATMUL_SOURCES
+    activations.cpp
+    cpu_features.cpp
+    matmul.cpp
+    matmul_avx2.cpp
+    matmul_avx512.cpp
+    matmul_neon.cpp
+    matmul_portable.cpp
+    pack.cpp
+    roofline.cpp
+    threads.cpp
+)
+list(TRANSFORM RIDGELINE_MATMUL_SOURCES PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
+
+set_source_files_properties(${RIDGELINE_MATMUL_SOURCES} PROPERTIES COMPILE_OPTIONS "-O3;-ffp-contract=off")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/matmul_avx512.cpp" PROPERTIES COMPILE_OPTIONS
+    "-O3;-ffp-contract=off;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mfma;-mf16c")
+  set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/matmul_avx2.cpp" PROPERTIES COMPILE_OPTIONS
+    "-O3;-ffp-contract=off;-mavx2;-mfma;-mf16c")
+endif()
+find_package(Threads REQUIRED)
+set(RIDGELINE_MATMUL_LIBRARIES Threads::Threads)
