@@ -34,6 +34,9 @@ class LayerSpec:
     window: int | None = None
     """How many positions back, itself included, a query may see."""
     attention_softcap: float | None = None
+    has_attention_bias: bool = False
+    """Whether queries, keys and values get a bias."""
+    has_attention_output_bias: bool = False
     has_query_key_norm: bool = False
     """RMS norm of each query and key head before rope."""
     mlp_width: int

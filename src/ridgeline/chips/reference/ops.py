@@ -94,7 +94,8 @@ class ReferenceOps(ComposedOps[Array, ReferenceWeight, ReferencePages]):
                 activated: Array = wide / (1 + np.exp(-wide))
                 return activated.astype(np.float32)
         inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
-        return (0.5 * wide * (1 + np.tanh(inner))).astype(np.float32)
+        gelu: Array = 0.5 * wide * (1 + np.tanh(inner))
+        return gelu.astype(np.float32)
 
     def softcap(self, x: Array, cap: float) -> Array:
         """Cap * tanh(x / cap)."""
