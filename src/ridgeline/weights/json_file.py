@@ -28,6 +28,8 @@ def parsed_object(content: bytes, field: str) -> dict[str, Any]:
     """The object that `content` spells; ModelFileError, naming `field`, if it spells none."""
     try:
         value: dict[str, Any] = msgspec.json.decode(content, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise ModelFileError(f"{field}: is no JSON object: not UTF-8 text", hint="fetch the file again") from None
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ModelFileError(f"{field}: is no JSON object: {error}", hint="fetch the file again") from None
     return value

@@ -220,6 +220,8 @@ def _read_header(file: MappedFile) -> tuple[dict[str, _Claim], int]:
             if not name or not name.isprintable():
                 raise ModelFileError(f"{file.path}: header: {name[:64]!r} is no name of a tensor")
             claims[name] = msgspec.json.decode(entry, type=_Claim)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise ModelFileError(f"{field}: is not UTF-8 text", hint="the file is damaged: fetch it again") from None
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ModelFileError(f"{field}: {error}", hint="the file is damaged: fetch it again") from None
     return claims, 8 + length

@@ -18,7 +18,9 @@ def strings(*items: bytes, count: int | None = None) -> bytes:
     return struct.pack("<IQ", STRING, len(items) if count is None else count) + b"".join(text(item) for item in items)
 
 
-def tensor(name: bytes, dimensions: list[int], kind: int = 0, offset: int = 0, *, num_dimensions: int | None = None) -> bytes:
+def tensor(
+    name: bytes, dimensions: list[int], kind: int = 0, offset: int = 0, *, num_dimensions: int | None = None
+) -> bytes:
     claimed = len(dimensions) if num_dimensions is None else num_dimensions
     return text(name) + struct.pack(f"<I{len(dimensions)}QIQ", claimed, *dimensions, kind, offset)
 
@@ -37,7 +39,7 @@ def whole_file(
     data_bytes: int = 64,
     alignment: int = 32,
 ) -> bytes:
-    """A file of these parts, right unless a part or a count is given that lies; one F32 tensor of 8 values by default."""
+    """A file of these parts, right unless one that is given lies; by default one F32 tensor of 8 values."""
     pairs = [ARCHITECTURE] if pairs is None else pairs
     tensors = [tensor(b"a", [8])] if tensors is None else tensors
     counts = struct.pack(

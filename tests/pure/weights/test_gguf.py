@@ -146,7 +146,7 @@ def test_a_tensor_in_two_parts_is_refused(tmp_path):
     paths = write_parts(tmp_path)
     metadata = {"split.no": 1, "split.count": 3, "split.tensors.count": 6}
     write_gguf(paths[1], metadata, [tensor_of("t0", (2, 32), "Q8_0")])
-    with pytest.raises(ModelFileError, match="tensor t0: is in m-00001-of-00003.gguf already"):
+    with pytest.raises(ModelFileError, match=r"tensor t0: is in m-00001-of-00003\.gguf already"):
         open_checkpoint(paths[0])
 
 
