@@ -1,7 +1,7 @@
 """Tiny models with random weights and a real byte-level tokenizer, made in milliseconds, for tests above a chip.
 
-`write_tiny_gguf(path)` and `write_tiny_safetensors(folder)` write the same Llama decoder (same seed, same logits) with the
-same vocabulary of 304 tokens and the same ChatML template. Nothing here needs more than the package itself.
+`write_tiny_gguf(path)` and `write_tiny_safetensors(folder)` write the same Llama decoder (same seed, same logits) with
+the same vocabulary of 304 tokens and the same ChatML template. Nothing here needs more than the package itself.
 """
 
 from __future__ import annotations
