@@ -1,7 +1,190 @@
-#include "matmul_kernels.h"
+// The AVX-512 instruction set: its table, its plain formats and its preparation of activations.
+#include "matmul_avx512.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "cpu_features.h"
+#include "scalar_numbers.h"
+
+namespace ridgeline {
+
+namespace avx512 {
+
+namespace {
+
+void copy_lines(const uint8_t* source, int64_t num_lines, uint8_t* records, int64_t ahead_bytes) {
+    for (int64_t i = 0; i < num_lines; ++i, source += LINE_BYTES, records += 2 * LINE_BYTES) {
+        _mm_prefetch(source + ahead_bytes, _MM_HINT_T0);
+        _mm512_store_si512(records, _mm512_loadu_si512(source));
+    }
+}
+
+void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t ahead_bytes) {
+    copy_lines(tile + first_group * 2048, num_groups * 32, records, ahead_bytes);
+}
+
+void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t ahead_bytes) {
+    copy_lines(tile + first_group * 1024, num_groups * 16, records, ahead_bytes);
+}
+
+void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t ahead_bytes) {
+    const uint8_t* source = tile + first_group * 1024;
+    for (int64_t i = 0; i < num_groups * 16; ++i, source += LINE_BYTES, records += 4 * LINE_BYTES) {
+        _mm_prefetch(source + ahead_bytes, _MM_HINT_T0);
+        const __m512i both = _mm512_loadu_si512(source);
+        _mm512_store_ps(records, _mm512_cvtph_ps(_mm512_castsi512_si256(both)));
+        _mm512_store_ps(records + 2 * LINE_BYTES, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1)));
+    }
+}
+
+template <int rows>
+void multiply_f32_rows(const uint8_t* records, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
+    __m512 sums0[rows], sums1[rows];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+        sums0[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS);
+        sums1[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS + TILE_ROWS);
+    }
+    for (int64_t i = 0; i < count; ++i, records += 2 * LINE_BYTES) {
+        const __m512 w0 = _mm512_load_ps(records), w1 = _mm512_load_ps(records + LINE_BYTES);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r) {
+            const __m512 broadcast = _mm512_set1_ps(reinterpret_cast<const float*>(x + r * row_bytes)[i]);
+            sums0[r] = _mm512_fmadd_ps(w0, broadcast, sums0[r]);
+            sums1[r] = _mm512_fmadd_ps(w1, broadcast, sums1[r]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+        _mm512_storeu_ps(sums + r * PAIR_ROWS, sums0[r]);
+        _mm512_storeu_ps(sums + r * PAIR_ROWS + TILE_ROWS, sums1[r]);
+    }
+}
+
+void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
+                  float* sums) {
+    const int64_t count = num_groups * GROUP_VALUES;
+    switch (num_rows) {
+        case 1: return multiply_f32_rows<1>(records, count, prepared, row_bytes, sums);
+        case 2: return multiply_f32_rows<2>(records, count, prepared, row_bytes, sums);
+        case 3: return multiply_f32_rows<3>(records, count, prepared, row_bytes, sums);
+        case 4: return multiply_f32_rows<4>(records, count, prepared, row_bytes, sums);
+        case 5: return multiply_f32_rows<5>(records, count, prepared, row_bytes, sums);
+        default: return multiply_f32_rows<6>(records, count, prepared, row_bytes, sums);
+    }
+}
+
+void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
+    auto* group = reinterpret_cast<ActivationGroup*>(prepared);
+    const __m512i magnitude_bits = _mm512_set1_epi32(0x7fffffff);
+    for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
+        const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
+        // Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
+        const __m512i largest = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(low), magnitude_bits),
+                                                 _mm512_and_si512(_mm512_castps_si512(high), magnitude_bits));
+        const float magnitude = bits_to_float(_mm512_reduce_max_epu32(largest));
+        const bool usable = !(magnitude < SMALLEST_MAGNITUDE);
+        const __m512 inverse = _mm512_set1_ps(usable ? 127.0f / magnitude : 0.0f);
+        const __m512i low_codes = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
+        const __m512i high_codes = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes), _mm512_cvtsepi32_epi8(low_codes));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes + 16), _mm512_cvtsepi32_epi8(high_codes));
+        const int32_t sum_first = _mm512_reduce_add_epi32(low_codes);
+        const int32_t sum = sum_first + _mm512_reduce_add_epi32(high_codes);
+        group->scale = usable ? magnitude / 127.0f : 0.0f;
+        group->minus_128_sum = -128 * sum;
+        group->scaled_sum = group->scale * static_cast<float>(sum);
+        group->minus_128_sum_first = -128 * sum_first;
+    }
+}
+
+double fp32_loop(int64_t repeats) {
+    int64_t count = repeats;
+    asm volatile(
+        "vpxord %%zmm30, %%zmm30, %%zmm30\n\t"
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19\n\t"
+        "vpxord %%zmm\\i, %%zmm\\i, %%zmm\\i\n\t"
+        ".endr\n\t"
+        ".p2align 6\n\t"
+        "1:\n\t"
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19\n\t"
+        "vfmadd231ps %%zmm30, %%zmm30, %%zmm\\i\n\t"
+        ".endr\n\t"
+        "dec %[count]\n\t"
+        "jnz 1b\n\t"
+        : [count] "+r"(count)
+        :
+        : "cc", "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11",
+          "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm30");
+    return static_cast<double>(repeats) * 20 * 32;
+}
+
+uint64_t read_loop(const uint8_t* const* streams, size_t stream_bytes) {
+    constexpr size_t ahead = 1024;
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t offset = 0; offset < stream_bytes; offset += LINE_BYTES) {
+#pragma GCC unroll 8
+        for (int stream = 0; stream < NUM_READ_STREAMS; ++stream) {
+            _mm_prefetch(streams[stream] + offset + ahead, _MM_HINT_T0);
+            sum = _mm512_add_epi64(sum, _mm512_loadu_si512(streams[stream] + offset));
+        }
+    }
+    return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
+}
+
+MultiplyFunction multiply_function(FormatId format) {
+    const TileLayout layout = tile_layout(format);
+    if (layout.scales_per_group == 1) return layout.has_minimum ? multiply_32_minimum : multiply_32;
+    return layout.has_minimum ? multiply_16_minimum : multiply_16;
+}
+
+InstructionSet make_set(bool has_bf16) {
+    InstructionSet set{};
+    set.name = "avx512";
+    set.description = has_bf16 ? "avx512-vnni-bf16" : "avx512-vnni";
+    for (int i = 0; i < NUM_FORMAT_SLOTS; ++i) {
+        const auto format = static_cast<FormatId>(i);
+        if (const UnpackFunction unpack = unpack_function(format)) set.formats[i] = {unpack, multiply_function(format)};
+    }
+    set.formats[static_cast<int>(FormatId::F32)] = {unpack_f32, multiply_f32};
+    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32};
+    if (has_bf16) set.formats[static_cast<int>(FormatId::BF16)] = {unpack_bf16, multiply_bf16};
+    set.prepare_int8 = prepare_int8;
+    set.int8_loop = int8_loop;
+    set.bf16_loop = has_bf16 ? bf16_loop : fp32_loop;
+    set.fp32_loop = fp32_loop;
+    set.read_loop = read_loop;
+    return set;
+}
+
+}  // namespace
+
+}  // namespace avx512
+
+const InstructionSet* avx512_instruction_set() {
+    if (!cpu_features().avx512_vnni) return nullptr;
+    static const InstructionSet set = [] {
+        InstructionSet made = avx512::make_set(cpu_features().avx512_bf16);
+        FormatKernels& bf16 = made.formats[static_cast<int>(FormatId::BF16)];
+        if (bf16.multiply == nullptr) {
+            const InstructionSet* wider = avx2_instruction_set();
+            bf16 = (wider != nullptr ? *wider : portable_instruction_set()).formats[static_cast<int>(FormatId::BF16)];
+        }
+        return made;
+    }();
+    return &set;
+}
+
+}  // namespace ridgeline
+
+#else
 
 namespace ridgeline {
 
 const InstructionSet* avx512_instruction_set() { return nullptr; }
 
 }  // namespace ridgeline
+
+#endif

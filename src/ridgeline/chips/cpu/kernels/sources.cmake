@@ -6,6 +6,9 @@ set(RIDGELINE_MATMUL_SOURCES
     matmul.cpp
     matmul_avx2.cpp
     matmul_avx512.cpp
+    matmul_avx512_bf16.cpp
+    matmul_avx512_int8.cpp
+    matmul_avx512_unpack.cpp
     matmul_neon.cpp
     matmul_portable.cpp
     pack.cpp
@@ -16,10 +19,14 @@ list(TRANSFORM RIDGELINE_MATMUL_SOURCES PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 
 set_source_files_properties(${RIDGELINE_MATMUL_SOURCES} PROPERTIES COMPILE_OPTIONS "-O3;-ffp-contract=off")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/matmul_avx512.cpp" PROPERTIES COMPILE_OPTIONS
-    "-O3;-ffp-contract=off;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mfma;-mf16c")
-  set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/matmul_avx2.cpp" PROPERTIES COMPILE_OPTIONS
-    "-O3;-ffp-contract=off;-mavx2;-mfma;-mf16c")
+  set(avx512_flags -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c)
+  set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_int8.cpp"
+                      "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_unpack.cpp"
+               APPEND PROPERTY COMPILE_OPTIONS ${avx512_flags})
+  set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_bf16.cpp"
+               APPEND PROPERTY COMPILE_OPTIONS ${avx512_flags} -mavx512bf16)
+  set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2.cpp"
+               APPEND PROPERTY COMPILE_OPTIONS -mavx2 -mfma -mf16c)
 endif()
 find_package(Threads REQUIRED)
 set(RIDGELINE_MATMUL_LIBRARIES Threads::Threads)
