@@ -1,0 +1,1 @@
+"""The loop: schedule, run, sample, accept; and the client through which everyone else holds it."""

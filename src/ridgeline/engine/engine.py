@@ -1,0 +1,361 @@
+"""The engine: requests in, chunks of tokens out, one step at a time.
+
+A pure synchronous core. It has no thread and no event loop of its own and reads no clock but the one it is given, so
+the same history of calls always gives the same answers; those who hold it (`local`, `worker`) add the waiting.
+
+A fault that belongs to one request ends that request, never the loop: a row of logits that is not finite, options that
+leave no token, a text that cannot be made. A step that raises ends the requests that were in it; only several in a row
+mean that the chip is lost.
+
+Knows: scheduler, runner, sampler. Does not know: HTTP, which chip it holds, model families.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.cache.prefix import PrefixIndex
+from ridgeline.engine import admission
+from ridgeline.engine.client import EngineModel, EngineStatistics
+from ridgeline.engine.predict import StepPredictor
+from ridgeline.engine.runner import Runner, shape_of
+from ridgeline.engine.sample import Sample
+from ridgeline.engine.text import EngineText
+from ridgeline.engine.timing import SampleStopwatch
+from ridgeline.errors import EngineDeadError, RequestError, RidgelineError
+from ridgeline.ops.chip import CompiledStep
+from ridgeline.ops.step import StepLimits
+from ridgeline.request.output import FinishReason, RequestTiming, TokenChunk, TokenLogprob
+from ridgeline.request.request import Request
+from ridgeline.request.sampling_params import MAX_SEED
+from ridgeline.sampling.sampler import Sampler, SamplingError
+from ridgeline.sampling.state import SampleState
+from ridgeline.schedule.batch import Batch, BatchEntry
+from ridgeline.schedule.scheduler import Scheduler
+from ridgeline.schedule.sequence import Sequence
+
+Logits = npt.NDArray[np.float32]
+
+MAX_FAILED_STEPS = 3
+"""So many steps that raise, one after another, mean that the chip is lost and not that requests are at fault."""
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs requests on a compiled step.
+
+    Holds: scheduler (with all pages), runner, sampler, the samples that are not finished, counters. Changed by: its own
+    methods, to be called from one thread.
+
+    Args:
+        model: what it is told to be; `num_pages` and `context_tokens` bound what it lets in.
+        compiled: the decoder, ready to run within `limits`.
+        limits: the largest step.
+        text: tokens as text.
+        predictor: predicted step times; None: steps are as large as the limits allow.
+        goal_seconds_per_token: how long decoding samples may wait for a step that also reads prompts.
+        clock: seconds; a virtual one for a simulated chip.
+        on_close: gives back what the engine was opened with.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: EngineModel,
+        compiled: CompiledStep,
+        limits: StepLimits,
+        text: EngineText,
+        predictor: StepPredictor | None = None,
+        goal_seconds_per_token: float | None = None,
+        max_queued_requests: int = 4096,
+        max_queued_tokens: int = 1 << 22,
+        clock: Callable[[], float] = time.perf_counter,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model = model
+        self._runner = Runner(compiled, limits)
+        self._text = text
+        self._predictor = predictor
+        self._clock = clock
+        self._on_close = on_close
+        self._index = PrefixIndex(model.num_pages)
+        self._scheduler = Scheduler(
+            self._index,
+            limits,
+            predict=None if predictor is None else predictor.seconds,
+            goal_seconds=goal_seconds_per_token,
+            max_queued_sequences=max_queued_requests,
+            max_queued_tokens=max_queued_tokens,
+        )
+        self._sampler = Sampler(model.vocabulary_size)
+        self._requests: dict[str, dict[int, Sample]] = {}
+        self._samples: dict[int, Sample] = {}
+        self._sequence_numbers = count()
+        self._num_failed_steps = 0
+        self._is_closed = False
+        self._last_step_ended = clock()
+        self._counts: Counter[str] = Counter()
+        """Those of `EngineStatistics`, by name."""
+        self._is_dead = False
+
+    @property
+    def model(self) -> EngineModel:
+        """What it holds."""
+        return self._model
+
+    def add(self, request: Request) -> None:
+        """Take in a request.
+
+        Raises RequestError if it is impossible here, OverloadedError if the queue is full, EngineDeadError if there is
+        no engine any more. Nothing changes when it raises.
+        """
+        if self._is_dead:
+            raise EngineDeadError("the engine has ended")
+        if request.request_id in self._requests:
+            raise RequestError(f"the request id {request.request_id!r} is in use", field="request_id")
+        admission.check_request(request, self._model)
+        bad_words = admission.bad_word_ids(request, self._text, self._model)
+        now = self._clock()
+        samples = [self._make_sample(request, index, bad_words, now) for index in range(request.sampling.n)]
+        self._scheduler.add([sample.sequence for sample in samples])
+        self._requests[request.request_id] = {sample.index: sample for sample in samples}
+        for sample in samples:
+            self._samples[sample.sequence.sequence_id] = sample
+
+    def cancel(self, request_id: str) -> list[TokenChunk]:
+        """End a request: its pages are free at once. The last chunks of its samples; none for an unknown id."""
+        chunks = self._end_request(request_id, FinishReason.CANCELLED)
+        self._counts["num_cancelled"] += bool(chunks)
+        return chunks
+
+    def has_work(self) -> bool:
+        """Whether `step` would do something."""
+        return bool(self._samples)
+
+    def step(self) -> list[TokenChunk]:
+        """Run one step and return what it made; an empty list when there is nothing to run.
+
+        Raises EngineDeadError when the chip is lost: no request will be answered any more.
+        """
+        batch = self._scheduler.next_batch()
+        if batch is None:
+            return []
+        self._counts["num_steps"] += 1
+        started = self._clock()
+        try:
+            logits_BV = self._runner.run(batch)
+        except Exception as error:
+            return self._fail_step(batch, error)
+        self._num_failed_steps = 0
+        chunks: list[TokenChunk] = []
+        tokens: dict[int, int] = {}
+        logprobs: dict[int, TokenLogprob] = {}
+        row = 0
+        for entry in batch.entries:
+            rows_BV = logits_BV[row : row + entry.num_logit_rows]
+            row += entry.num_logit_rows
+            if entry.sequence_id not in self._samples:
+                continue  # another sample of the same request has just failed
+            try:
+                self._sample_entry(entry, rows_BV, tokens, logprobs)
+            except Exception as error:
+                chunks += self._fail_request(self._samples[entry.sequence_id], error)
+        ended = self._clock()
+        self._scheduler.accept(batch, tokens, ended - started)
+        self._last_step_ended = ended
+        if self._predictor is not None:
+            self._predictor.observe(shape_of(batch), self._runner.seconds())
+        for entry in batch.entries:
+            sample = self._samples.get(entry.sequence_id)
+            if sample is not None:
+                chunks += self._advance(sample, entry, tokens, logprobs, started, ended)
+        return chunks
+
+    def statistics(self) -> EngineStatistics:
+        """How it is, now and so far."""
+        scheduler, predictor = self._scheduler, self._predictor
+        return EngineStatistics(
+            state="dead" if self._is_dead else "ready",
+            num_pages=self._model.num_pages,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_free_pages=scheduler.num_available_pages,
+            num_preemptions=scheduler.num_preemptions,
+            seconds_since_last_step=self._clock() - self._last_step_ended if self._samples else 0.0,
+            predicted_step_seconds=0.0 if predictor is None else predictor.predicted_seconds,
+            measured_step_seconds=0.0 if predictor is None else predictor.measured_seconds,
+            roofline_share=0.0 if predictor is None else predictor.roofline_share,
+            **self._counts,
+        )
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache of all that no running request holds."""
+        self._index.clear()
+
+    def check_integrity(self) -> None:
+        """Assert that pages, places, sequences and samples add up."""
+        self._scheduler.check_integrity()
+        assert sum(len(samples) for samples in self._requests.values()) == len(self._samples)
+        assert self._scheduler.num_running + self._scheduler.num_waiting == len(self._samples)
+
+    def close(self) -> None:
+        """End everything and give back the chip; harmless the second time."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._is_dead = True
+        for request_id in list(self._requests):
+            self._end_request(request_id, FinishReason.CANCELLED)
+        self._on_close()
+
+    def _make_sample(self, request: Request, index: int, bad_words: tuple[tuple[int, ...], ...], now: float) -> Sample:
+        sampling = request.sampling
+        number = next(self._sequence_numbers)
+        # Only the first sample looks at the prompt's logits; the others share its pages.
+        wants_prompt = sampling.prompt_logprobs is not None and index == 0
+        sequence = Sequence(
+            sequence_id=number,
+            token_ids=list(request.prompt_token_ids),
+            num_prompt_tokens=len(request.prompt_token_ids),
+            salt=request.cache_salt,
+            priority=request.priority,
+            arrival=number,
+            rows_from=0 if wants_prompt else None,
+        )
+        ends = self._text.end_of_sequence_ids
+        return Sample(
+            request=request,
+            index=index,
+            sequence=sequence,
+            state=SampleState.of(
+                sampling,
+                seed=(request.seed + index) & MAX_SEED,
+                token_ids=sequence.token_ids,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                end_of_sequence_ids=ends,
+                bad_word_ids=bad_words,
+            ),
+            text=self._text.sample_text(sampling),
+            stopwatch=SampleStopwatch(now),
+            max_output_tokens=admission.max_output_tokens(request, self._model),
+            end_of_sequence_ids=ends,
+            prompt_logprobs=[None] if wants_prompt else None,
+        )
+
+    def _sample_entry(
+        self, entry: BatchEntry, rows_BV: Logits, tokens: dict[int, int], logprobs: dict[int, TokenLogprob]
+    ) -> None:
+        """Read the entry's rows: log-probabilities of prompt tokens, and a new token from the last."""
+        sample = self._samples[entry.sequence_id]
+        sequence = sample.sequence
+        for number in range(entry.num_logit_rows):
+            position = entry.end - entry.num_logit_rows + number
+            if position + 1 == len(sequence.token_ids):
+                token_id = self._sampler.sample(rows_BV[number], sample.state)
+                tokens[entry.sequence_id] = token_id
+                num_top = sample.request.sampling.logprobs
+                if num_top is not None:
+                    logprobs[entry.sequence_id] = self._sampler.logprob(rows_BV[number], token_id, num_top)
+            elif sample.prompt_logprobs is not None:
+                assert len(sample.prompt_logprobs) == position + 1
+                num_top = sample.request.sampling.prompt_logprobs or 0
+                token_id = sequence.token_ids[position + 1]
+                sample.prompt_logprobs.append(self._sampler.logprob(rows_BV[number], token_id, num_top))
+
+    def _advance(
+        self,
+        sample: Sample,
+        entry: BatchEntry,
+        tokens: dict[int, int],
+        logprobs: dict[int, TokenLogprob],
+        started: float,
+        ended: float,
+    ) -> list[TokenChunk]:
+        """Tell the sample what the step brought it; the chunks that come of it."""
+        token_id = tokens.get(entry.sequence_id)
+        sample.stopwatch.note_step(
+            self._counts["num_steps"],
+            started,
+            ended,
+            is_prefill=sample.num_output_tokens == 0 or entry.end - entry.start > 1,
+            has_token=token_id is not None,
+        )
+        if token_id is None:
+            return []
+        if sample.num_output_tokens == 0:
+            self._counts["num_prompt_tokens"] += sample.sequence.num_prompt_tokens
+            self._counts["num_cached_tokens"] += sample.sequence.num_cached_tokens
+        self._counts["num_generated_tokens"] += 1
+        try:
+            sample.state.note(token_id)
+            chunk = sample.take(token_id, logprobs.get(entry.sequence_id))
+        except Exception as error:
+            return self._fail_request(sample, error)
+        if chunk.finish_reason is None:
+            return [chunk]
+        samples = self._requests[sample.request.request_id]
+        self._remove(sample)
+        self._counts["num_finished"] += not samples
+        return [replace(chunk, timing=self._timing(sample, ended))]
+
+    def _fail_step(self, batch: Batch, error: Exception) -> list[TokenChunk]:
+        self._num_failed_steps += 1
+        log.error("a step of %d tokens failed", batch.num_tokens, exc_info=error)
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            self._is_dead = True
+            raise EngineDeadError(f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}") from error
+        chunks: list[TokenChunk] = []
+        for entry in batch.entries:
+            sample = self._samples.get(entry.sequence_id)
+            if sample is not None:
+                chunks += self._end_request(
+                    sample.request.request_id, FinishReason.ERROR, "the chip failed while it ran this request"
+                )
+                self._counts["num_failed"] += 1
+        return chunks
+
+    def _fail_request(self, sample: Sample, error: Exception) -> list[TokenChunk]:
+        """End a request for a fault of its own."""
+        self._counts["num_failed"] += 1
+        is_ours = not isinstance(error, RidgelineError)
+        if is_ours:
+            log.error("request %s failed", sample.request.request_id, exc_info=error)
+        message = f"the engine failed on this request ({type(error).__name__})" if is_ours else str(error)
+        is_tainted = isinstance(error, SamplingError) and error.is_tainted
+        return self._end_request(sample.request.request_id, FinishReason.ERROR, message, is_tainted=is_tainted)
+
+    def _end_request(
+        self, request_id: str, reason: FinishReason, error: str | None = None, *, is_tainted: bool = False
+    ) -> list[TokenChunk]:
+        """End all samples of a request that still run, from outside."""
+        now = self._clock()
+        chunks: list[TokenChunk] = []
+        for sample in list(self._requests.get(request_id, {}).values()):
+            self._remove(sample, is_tainted=is_tainted)
+            chunks.append(sample.last_words(reason, error, self._timing(sample, now)))
+        return chunks
+
+    def _remove(self, sample: Sample, *, is_tainted: bool = False) -> None:
+        del self._samples[sample.sequence.sequence_id]
+        samples = self._requests[sample.request.request_id]
+        del samples[sample.index]
+        if not samples:
+            del self._requests[sample.request.request_id]
+        self._scheduler.remove(sample.sequence.sequence_id, is_tainted=is_tainted)
+
+    def _timing(self, sample: Sample, now: float) -> RequestTiming:
+        return sample.stopwatch.timing(
+            now,
+            self._counts["num_steps"],
+            num_cached_tokens=sample.sequence.num_cached_tokens,
+            num_preemptions=sample.sequence.num_preemptions,
+        )

@@ -1,0 +1,1 @@
+"""From a row of logits to a token. Knows nothing of chips, batches or grammars."""

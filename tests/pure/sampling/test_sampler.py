@@ -1,0 +1,216 @@
+"""The sampler: each option against its plainest definition, draws against the distribution, rows on their own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ridgeline.request import SamplingParams
+from ridgeline.sampling import processors
+from ridgeline.sampling.counter_random import uniform
+from ridgeline.sampling.sampler import Sampler, SamplingError
+from ridgeline.sampling.state import SampleState
+
+V = 40
+
+
+def state(prompt=(1, 2, 3), output=(), *, seed=0, bad_words=(), eos=(), **options) -> SampleState:
+    made = SampleState.of(
+        SamplingParams(**options),
+        seed=seed,
+        token_ids=[*prompt, *output],
+        num_prompt_tokens=len(prompt),
+        end_of_sequence_ids=eos,
+        bad_word_ids=bad_words,
+    )
+    for token_id in output:
+        made.note(token_id)
+    return made
+
+
+def row(seed: int = 0, size: int = V) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 3, size).astype(np.float32)
+
+
+def plain_distribution(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
+    """Temperature, top-k, min-p, top-p in the words of their definitions, over a full sort."""
+    scores = logits.astype(np.float64) / sampling.temperature
+    weights = np.exp(scores - scores.max())
+    order = sorted(range(len(weights)), key=lambda i: (-logits[i], i))
+    keep = set(order[: sampling.top_k] if sampling.top_k else order)
+    keep = {i for i in keep if weights[i] >= sampling.min_p * weights.max()}
+    if sampling.top_p < 1.0:
+        total, reached, nucleus = sum(weights[i] for i in keep), 0.0, set()
+        for i in order:
+            if i in keep and reached < sampling.top_p * total * (1 - 1e-12):
+                nucleus.add(i)
+                reached += weights[i]
+        keep = nucleus
+    kept = np.array([weights[i] if i in keep else 0.0 for i in range(len(weights))])
+    return kept / kept.sum()
+
+
+def plain_draw(distribution: np.ndarray, number: float) -> int:
+    reached = 0.0
+    for token_id, probability in enumerate(distribution):
+        reached += probability
+        if number < reached:
+            return token_id
+    return int(np.flatnonzero(distribution)[-1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    logits_seed=st.integers(0, 1000),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 1, 2, 5, 39, 40, 1000]),
+    top_p=st.sampled_from([0.01, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_draws_follow_the_plain_definition(seed, logits_seed, temperature, top_k, top_p, min_p) -> None:
+    logits = row(logits_seed)
+    made = state(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    distribution = plain_distribution(logits, made.sampling)
+    assert Sampler(V).sample(logits, made) == plain_draw(distribution, uniform(seed, 3))
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    logits, sampler = row(5), Sampler(V)
+    counts = np.zeros(V)
+    for seed in range(4000):
+        counts[sampler.sample(logits, state(seed=seed, temperature=1.3))] += 1
+    expected = 4000 * plain_distribution(logits, SamplingParams(temperature=1.3))
+    likely = expected > 5
+    chi_squared = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
+    assert chi_squared < 3 * likely.sum() + 20
+
+
+def test_greedy_takes_the_lowest_of_equal_ids() -> None:
+    logits = np.zeros(V, dtype=np.float32)
+    logits[[7, 3, 9]] = 1.0
+    assert Sampler(V).sample(logits, state(temperature=0.0)) == 3
+    assert Sampler(V).sample(logits, state(temperature=0.0, logit_bias={0: 0.0})) == 3, "the other path"
+    assert Sampler(V).sample(logits, state(top_k=1)) == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-300])
+def test_tiny_temperatures_are_greedy(temperature) -> None:
+    assert Sampler(V).sample(row(), state(temperature=temperature)) == int(row().argmax())
+
+
+def test_the_row_is_not_changed_and_neighbours_do_not_matter() -> None:
+    logits = np.stack([row(seed) for seed in range(6)])
+    before = logits.copy()
+    sampler = Sampler(V)
+    options = [
+        {"temperature": 1.0},
+        {"temperature": 0.0, "repetition_penalty": 1.5},
+        {"allowed_token_ids": (4, 5)},
+        {"top_p": 0.5, "logprobs": 3},
+        {"logit_bias": {3: 50.0}},
+        {"temperature": 0.0},
+    ]
+    states = [state(seed=number, output=(8, 9), **each) for number, each in enumerate(options)]
+    together = [sampler.sample(logits[number], each) for number, each in enumerate(states)]
+    assert (logits == before).all()
+    alone = [Sampler(V).sample(before[number].copy(), states[number]) for number in reversed(range(6))]
+    assert together == alone[::-1]
+
+
+def test_repetition_penalty_divides_positive_and_multiplies_negative_scores_of_prompt_and_output() -> None:
+    scores = np.array([2.0, -2.0, 4.0, 1.0])
+    processors.penalise_repetition(scores, np.array([0, 1]), 2.0)
+    assert scores.tolist() == [1.0, -4.0, 4.0, 1.0]
+    logits = np.array([3.0, 2.9, 2.8, 0.0], dtype=np.float32)
+    made = state(prompt=(0,), output=(1,), temperature=0.0, repetition_penalty=1.2)
+    assert Sampler(4).sample(logits, made) == 2
+
+
+def test_presence_and_frequency_count_output_only() -> None:
+    scores = np.zeros(5)
+    processors.penalise_counts(scores, {1: 3, 4: 1}, frequency=0.5, presence=1.0)
+    assert scores.tolist() == [0.0, -2.5, 0.0, 0.0, -1.5]
+    logits = np.array([1.0, 0.9], dtype=np.float32)
+    assert Sampler(2).sample(logits, state(prompt=(0,), temperature=0.0, presence_penalty=2.0)) == 0
+    assert Sampler(2).sample(logits, state(prompt=(1,), output=(0,), temperature=0.0, presence_penalty=2.0)) == 1
+
+
+def test_bias_allowed_bad_words_and_min_tokens() -> None:
+    logits, sampler = row(), Sampler(V)
+    best = int(logits.argmax())
+    assert sampler.sample(logits, state(temperature=0.0, logit_bias={best: -100.0})) != best
+    assert sampler.sample(logits, state(temperature=0.0, allowed_token_ids=(11, 12))) in (11, 12)
+    assert sampler.sample(logits, state(temperature=0.0, bad_words=((best,),))) != best
+    two = ((5, best),)
+    assert sampler.sample(logits, state(temperature=0.0, output=(5,), bad_words=two)) != best
+    assert sampler.sample(logits, state(temperature=0.0, output=(6,), bad_words=two)) == best
+    assert sampler.sample(logits, state(prompt=(5,), temperature=0.0, bad_words=two)) == best, "output only"
+    assert sampler.sample(logits, state(temperature=0.0, eos=(best,), min_tokens=1)) != best
+    assert sampler.sample(logits, state(temperature=0.0, eos=(best,), min_tokens=1, output=(0,))) == best
+    assert sampler.sample(logits, state(temperature=0.0, stop_token_ids=(best,), min_tokens=1)) != best
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_p": 0.5}, {"logit_bias": {1: 1.0}}])
+def test_logits_that_are_not_finite_are_refused(bad, options) -> None:
+    logits = row()
+    logits[13] = bad
+    with pytest.raises(SamplingError) as caught:
+        Sampler(V).sample(logits, state(**options))
+    assert caught.value.is_tainted
+    with pytest.raises(SamplingError):
+        Sampler(V).logprob(logits, 0, 2)
+
+
+def test_minus_infinity_is_a_token_that_cannot_come_and_a_row_of_it_is_refused() -> None:
+    logits = np.full(V, -np.inf, dtype=np.float32)
+    with pytest.raises(SamplingError):
+        Sampler(V).sample(logits, state())
+    logits[21] = 0.0
+    assert Sampler(V).sample(logits, state(temperature=2.0)) == 21
+    assert Sampler(V).logprob(logits, 3, 0).logprob == -math.inf
+
+
+def test_options_that_leave_no_token_are_the_requests_own_fault() -> None:
+    with pytest.raises(SamplingError) as caught:
+        Sampler(V).sample(row(), state(allowed_token_ids=(5,), stop_token_ids=(5,), min_tokens=3))
+    assert not caught.value.is_tainted
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 35))
+def test_largest_is_the_sorted_beginning(values, count) -> None:
+    array = np.array(values, dtype=np.float32)
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    assert processors.largest(array, count).tolist() == sorted(order[:count])
+
+
+def test_logprobs_are_before_temperature_and_ties_go_by_id() -> None:
+    logits = np.zeros(V, dtype=np.float32)
+    logits[[9, 4]] = 2.0
+    log_sum = math.log(2 * math.exp(2.0) + (V - 2))
+    entry = Sampler(V).logprob(logits, 7, 3)
+    assert entry.token_id == 7
+    assert entry.logprob == pytest.approx(-log_sum, abs=1e-12)
+    assert [token_id for token_id, _ in entry.top] == [4, 9, 0]
+    assert entry.top[0][1] == pytest.approx(2.0 - log_sum, abs=1e-12)
+    assert Sampler(V).logprob(logits, 7, 0).top == ()
+
+
+def test_a_large_vocabulary_is_sampled_in_time() -> None:
+    """A guard against a full sort or a Python loop over the vocabulary, not a benchmark."""
+    import time
+
+    logits, sampler = row(1, 152_000), Sampler(152_000)
+    for options in ({"temperature": 0.0}, {}, {"top_k": 50}, {"top_p": 0.9}, {"presence_penalty": 1.0}):
+        made = state(output=range(500), **options)
+        sampler.sample(logits, made)
+        started = time.perf_counter()
+        for _ in range(5):
+            sampler.sample(logits, made)
+        assert (time.perf_counter() - started) / 5 < 0.05, options
