@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ridgeline.errors import ModelFileError
+from ridgeline.text.eos_tokens import eos_ids_by_name
 from ridgeline.text.gguf_families import FAMILIES, Family
 from ridgeline.text.spec import (
-    EOS_NAMES,
     SPACE_MARK,
     AddedToken,
     LeadingSpace,
@@ -161,14 +161,6 @@ def _special_ids(
         "unknown_id": named("unknown_token_id"),
         "pad_id": named("padding_token_id"),
     }
-
-
-def eos_ids_by_name(controls: Mapping[str, int]) -> set[int]:
-    """The control tokens that end an answer by their names' meaning."""
-    names = EOS_NAMES & controls.keys()
-    if {"<|return|>", "<|call|>"} <= names:
-        names -= {"<|end|>"}  # Harmony: a message ends, the answer goes on
-    return {controls[name] for name in names}
 
 
 def _added_tokens(

@@ -22,6 +22,9 @@ import numpy.typing as npt
 SPACE_MARK = "\u2581"
 """What SentencePiece writes for a space."""
 
+NO_TOKEN = 0xFFFFFFFF
+"""In tables of ids: there is none."""
+
 Behavior = Literal["removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"]
 """What becomes of a match when text is split: dropped, a piece of its own, joined to a neighbour, joined to matches."""
 
@@ -187,15 +190,3 @@ class TokenizerSpec:
     kinds: npt.NDArray[np.uint8]
     merges: Sequence[str | tuple[str, str]] | None = None
     scores: npt.NDArray[np.float64] | None = None
-
-
-NO_TOKEN = 0xFFFFFFFF
-EOS_NAMES = frozenset(
-    {
-        "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>",
-        "<|return|>", "<|call|>", "<EOT>", "_<EOT>", "<|end_of_turn|>", "<|endofturn|>", "<|eos|>", "<eos>", "</s>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>", "[EOS]", "<|END_OF_TURN_TOKEN|>", "<|user|>", "<|observation|>",
-        "[e~[", "<|eot|>", "<|eom|>", "<turn|>", "<end_of_utterance>",
-    }
-)  # fmt: skip
-"""Control tokens that end a turn in the chat formats of the families; a file names one, templates use several."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import regex
 
 from ridgeline.errors import RequestError
+from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.text import _native
 from ridgeline.text.compiled import (
     CompiledVocabulary,
@@ -26,6 +27,7 @@ from ridgeline.text.compiled import (
 from ridgeline.text.normalization import Normalizer
 from ridgeline.text.pre_tokenization import PreTokenizer
 from ridgeline.text.spec import AddedToken, TokenizerSpec, TokenizerTraits, TokenKind
+from ridgeline.text.text_stream import TextStream
 from ridgeline.text.token_bytes import TokenBytes
 
 _WORD = regex.compile(r"\w")
@@ -61,7 +63,7 @@ class Tokenizer:
             is_special=(vocabulary.kinds == TokenKind.CONTROL) | (vocabulary.kinds == TokenKind.UNKNOWN),
             leading_space=traits.leading_space,
         )
-        self.eos_token_ids = frozenset(traits.eos_ids)
+        self.end_of_sequence_ids = frozenset(traits.eos_ids)
         """Every token that ends an answer."""
 
     @classmethod
@@ -96,7 +98,7 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        """The token that ends a text, if the model has one; `eos_token_ids` has all that end an answer."""
+        """The token that ends a text, if the model has one; `end_of_sequence_ids` has all that end an answer."""
         return self._traits.eos_id
 
     @property
@@ -126,7 +128,7 @@ class Tokenizer:
         self.token_bytes_table.check(token_id)
         return bool(self.token_bytes_table.is_special[token_id])
 
-    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True) -> list[int]:
         """The tokens of a text.
 
         Args:
@@ -155,6 +157,16 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens; bytes that are not UTF-8 become U+FFFD. RequestError if there is no such token."""
         return self.token_bytes_table.text_of(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def sample_text(self, sampling: SamplingParams) -> TextStream:
+        """A new stream for the text of one sample that is drawn so."""
+        return TextStream(
+            self.token_bytes_table,
+            stop=sampling.stop,
+            include_stop_str_in_output=sampling.include_stop_str_in_output,
+            skip_special_tokens=sampling.skip_special_tokens,
+            min_tokens=sampling.min_tokens,
+        )
 
     def _encode_segment(self, segment: str, is_start: bool, parse_special: bool, ids: list[int]) -> None:
         segment = self._normalizer.normalized(segment)
