@@ -43,6 +43,10 @@ class CapacityError(UserError):
     """There is not enough memory, disk, or queue space for what was asked; the message says what would fit."""
 
 
+class DownloadError(UserError):
+    """A hub or a package index could not be reached, or refused; what was already there is untouched."""
+
+
 class OverloadedError(CapacityError):
     """The bounded queue is full; `retry_after_seconds` says when to come back."""
 
