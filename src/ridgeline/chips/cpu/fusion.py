@@ -1,0 +1,103 @@
+"""Peephole passes over recorded nodes: fewer records, fewer barriers, less memory touched; never other bits.
+
+Knows: nodes. Does not know: the decoder, places, threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ridgeline.chips.cpu import _native
+from ridgeline.chips.cpu.recorder import Node, OpKind, Product, Value
+
+
+def prepared(nodes: Sequence[Node], result: Value, *, fuse: bool = True) -> list[Node]:
+    """The nodes with what products need made explicit: PREPARE nodes, and sums that are added in place.
+
+    With `fuse` false only what must be done is done.
+    """
+    listed = list(nodes)
+    if fuse:
+        listed = _with_sums_in_place(listed, result)
+    return _with_prepares(listed, result, fuse=fuse)
+
+
+def uses_of(nodes: Sequence[Node]) -> dict[Value, list[int]]:
+    """For each value, the numbers of the nodes that read it, rising."""
+    uses: dict[Value, list[int]] = {}
+    for number, node in enumerate(nodes):
+        for value in node.reads():
+            uses.setdefault(value, []).append(number)
+    return uses
+
+
+def _with_sums_in_place(nodes: list[Node], result: Value) -> list[Node]:
+    """x + linear(h) becomes a linear that adds to x where it lies, if nobody wants the old x any more."""
+    uses = uses_of(nodes)
+    makers: dict[Value, tuple[int, Product]] = {}
+    dropped: set[int] = set()
+    for number, node in enumerate(nodes):
+        if node.kind is OpKind.LINEARS:
+            makers.update({product.output: (number, product) for product in node.products})
+        if node.kind is not OpKind.ADD or node.output is None:
+            continue
+        for old, new in (node.inputs, node.inputs[::-1]):
+            if new not in makers or old is new or result in (old, new):
+                continue
+            maker, product = makers[new]
+            is_product_used_once = uses[new] == [number]
+            # Between the product and the sum nobody may read x, and nobody after it: x is gone by then.
+            is_old_dead = all(use < maker or use == number for use in uses[old]) and not _is_made_after(
+                nodes, old, maker
+            )
+            if is_product_used_once and is_old_dead and product.x is not old and product.is_added_to is None:
+                product.is_added_to, product.output = old, node.output
+                makers[node.output] = (maker, product)
+                dropped.add(number)
+                break
+    return [node for number, node in enumerate(nodes) if number not in dropped]
+
+
+def _is_made_after(nodes: Sequence[Node], value: Value, number: int) -> bool:
+    return any(value in node.writes() for node in nodes[number:])
+
+
+def _with_prepares(nodes: list[Node], result: Value, *, fuse: bool) -> list[Node]:
+    """Before its first product, each value is prepared in all the forms that its products read.
+
+    A norm whose result only products read is prepared as it is computed, and never written as floats.
+    """
+    uses = uses_of(nodes)
+    forms = _forms_read(nodes)
+    written: list[Node] = []
+    done: set[Value] = set()
+    for node in nodes:
+        value = node.output
+        is_norm = fuse and node.kind is OpKind.RMS_NORM and node.num_heads == 1 and value is not result
+        if is_norm and value in forms and all(nodes[use].products for use in uses[value]):
+            written.append(_prepare_node(value, tuple(sorted(forms[value])), norm=node))
+            done.add(value)
+            continue
+        for product in node.products:
+            if product.x not in done:
+                written.append(_prepare_node(product.x, tuple(sorted(forms[product.x]))))
+                done.add(product.x)
+        written.append(node)
+    return written
+
+
+def _forms_read(nodes: Sequence[Node]) -> dict[Value, set[int]]:
+    forms: dict[Value, set[int]] = {}
+    for node in nodes:
+        for product in node.products:
+            forms.setdefault(product.x, set()).add(_native.activation_kind(product.matrix.format))
+    return forms
+
+
+def _prepare_node(value: Value, forms: tuple[int, ...], norm: Node | None = None) -> Node:
+    node = Node(OpKind.PREPARE, value.rows, inputs=[value] if norm is None else norm.inputs, forms=forms)
+    if norm is not None:
+        # `output` names the prepared value; no floats are written for it.
+        node.vector, node.factor = norm.vector, norm.factor
+    node.output = value
+    return node

@@ -1,0 +1,155 @@
+// A compiled step: a flat list of records that all threads of a pool walk together.
+//
+// A record is one op with its weights, and with its operands as places in one arena. Records that work row by row share
+// out the rows the same way, so that one may follow another without a barrier; elsewhere a record waits for all threads
+// (`needs_barrier`, set by whoever makes the plan). Within a product, tiles are shared out by ranges, the last part by
+// whoever comes first. Nothing is allocated in a step.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "matmul.h"
+#include "memory.h"
+#include "step_view.h"
+#include "threads.h"
+
+namespace ridgeline {
+
+enum class Op : int32_t {
+    Embed, Add, Multiply, Scale, RmsNorm, Activate, Softcap, Angles, Rope, TakeRows,  // row by row
+    Prepare, StoreKv,                                                                 // row by row
+    StoreCodes, Linears, Gated, Attend,                                               // shared out their own way
+};
+
+// Which arrays of a step count the rows of a value, or hold indices.
+enum class StepArray : int32_t {
+    TokenIds, Positions, Slots, Sequences, QueryStarts, ContextLengths, Places, LogitRows,
+};
+
+// A value's place: floats from the start of the arena, and from one row to the next.
+struct Place {
+    int64_t offset = 0, stride = 0;
+};
+
+// Activations prepared for a product: bytes from the start of the arena, or, when every thread prepares its own (few
+// rows), from the start of the thread's own memory.
+struct PreparedPlace {
+    ActivationKind kind = ActivationKind::Int8;
+    int64_t offset_bytes = 0, own_offset_bytes = 0;
+};
+
+// One matrix of a record. Gated: first the gate, then up, and `out` of the gate is that of both.
+struct Part {
+    PackedMatrix matrix{};
+    PreparedPlace prepared;
+    Place out;
+    const float* bias = nullptr;
+    bool accumulate = false;
+};
+
+struct Record {
+    Op op = Op::Add;
+    StepArray rows = StepArray::TokenIds;   // as many rows as this array has elements
+    StepArray index = StepArray::TokenIds;  // Embed, TakeRows: which rows; Angles: positions
+    bool needs_barrier = true;
+    bool may_repeat = false;  // Prepare: with few rows each thread prepares all, and the next barrier falls away
+    Place x, y, out;          // Attend: x are queries; StoreKv: keys and values; Rope: y are angles
+    int64_t width = 0;        // floats of a row of `out`, or of x where there is no out; of a head for RmsNorm
+    int64_t num_heads = 1;    // RmsNorm: norms of a row; Rope, Attend: heads
+    int64_t turned_width = 0;
+    const float* vector = nullptr;  // weights of a norm (Prepare: or null), frequencies
+    float factor = 1.0f;            // Scale, Softcap, epsilon of a norm, magnitude of Angles, scale of Attend
+    float softcap = 0.0f;
+    int64_t window = 0;
+    Activation activation = Activation::Silu;
+    PackedMatrix table{};
+    std::vector<PreparedPlace> prepared;
+    std::vector<Part> parts;
+    KvLayer layer;
+};
+
+struct PlanLimits {
+    int64_t max_tokens = 0, max_sequences = 0, max_logit_rows = 0, max_pages_per_sequence = 0, num_pages = 0;
+};
+
+class Plan {
+  public:
+    // `arena_bytes` is for the values of the records; the plan adds what attention and the threads need.
+    Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLimits limits, int64_t arena_bytes);
+
+    // Runs a step. Throws std::invalid_argument if it breaks a law of steps or a limit; nothing is changed then.
+    void run(const StepView& step);
+
+    const float* value(const Place& place) const { return floats(place.offset); }
+    double seconds() const { return seconds_; }
+    int64_t memory_bytes() const { return static_cast<int64_t>(arena_.size() + scratch_.size()); }
+
+    // While timing is on, the seconds that each record took are added up.
+    void set_timing(bool is_on);
+    const std::vector<double>& record_seconds() const { return record_seconds_; }
+
+  private:
+    struct alignas(64) Counter {
+        std::atomic<int64_t> next{0};
+    };
+    // A span of a block of queries that is attended with by itself, so that threads can share a long context.
+    struct Piece {
+        int32_t block, span;
+        int64_t first_row;  // token rows of pieces before it
+    };
+
+    void check(const StepView& step) const;
+    void prepare_step(const StepView& step);
+    void list_blocks();
+    void list_pieces();
+    void work(int thread);
+    void execute(size_t index, const Record& record, int thread);
+    void execute_rows(const Record& record, int64_t begin, int64_t end, int thread);
+    void prepare(const Record& record, int64_t begin, int64_t end, int thread, bool is_own);
+    void linears(size_t index, const Record& record, int thread);
+    void gated(size_t index, const Record& record, int thread);
+    void store_codes(const Record& record, int thread);
+    void attend(size_t index, const Record& record, int thread);
+    void attend_pieces(size_t index, const AttendRequest& request, int thread);
+
+    int64_t num_rows(StepArray rows) const;
+    const int32_t* indices(StepArray array) const;
+    bool repeats(const Record& record) const { return record.may_repeat && num_rows(record.rows) <= REPEATED_ROWS; }
+    const uint8_t* prepared(const Part& part, bool is_own, int thread) const;
+    float* floats(int64_t offset) const { return reinterpret_cast<float*>(arena_.data()) + offset; }
+    float* row(const Place& place, int64_t index) const { return floats(place.offset + index * place.stride); }
+    uint8_t* scratch(int thread) const { return scratch_.data() + thread * scratch_bytes_; }
+    template <class Body>
+    void share_tiles(size_t index, int64_t count, int64_t most_at_once, int thread, Body body);
+
+    // Up to this many rows, preparing them once more in each thread costs less than waiting for another thread.
+    static constexpr int64_t REPEATED_ROWS = 2;
+
+    std::shared_ptr<ThreadPool> pool_;
+    std::vector<Record> records_;
+    PlanLimits limits_;
+    const ElementwiseKernels& elementwise_;
+    const AttentionKernels& attention_;
+    Memory arena_, scratch_, partials_, staged_;
+    int64_t scratch_bytes_ = 0, own_prepared_offset_ = 0, strip_offset_ = 0, strip_floats_ = 0, attend_offset_ = 0;
+    std::unique_ptr<Counter[]> counters_;
+
+    StepView step_;
+    std::vector<QueryBlock> blocks_;
+    std::vector<Piece> pieces_;
+    std::vector<int32_t> first_piece_;  // per block
+    std::vector<int32_t> first_staged_;  // per sequence
+    bool is_split_ = false;
+
+    double seconds_ = 0.0;
+    bool is_timing_ = false;
+    std::vector<double> record_seconds_;
+};
+
+}  // namespace ridgeline
