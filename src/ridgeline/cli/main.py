@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Sequence
 
 from ridgeline.cli.options import add_engine_options, add_model_argument, add_sampling_options
 from ridgeline.errors import RidgelineError, UserError
@@ -29,7 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     chat = _verb(verbs, "chat", "talk with a model in the terminal, or ask it one thing")
     add_model_argument(chat)
-    chat.add_argument("-p", "--prompt", help="ask this and end; without it, a terminal gets a conversation, a pipe is read")
+    chat.add_argument(
+        "-p", "--prompt", help="ask this and end; without it, a terminal gets a conversation, a pipe is read"
+    )
     chat.add_argument("-s", "--system", help="the system message")
     chat.add_argument("--quiet", action="store_true", help="no model card, no statistics")
     add_sampling_options(chat)
@@ -40,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes any free one (default: 8000)")
     serve.add_argument("--api-key", action="append", default=[], metavar="KEY",
-                       help="ask every client for this key; may be given several times (also: RIDGELINE_API_KEY)")  # fmt: skip
+                       help="ask clients for this key; may be repeated (also: RIDGELINE_API_KEY)")  # fmt: skip
     serve.add_argument("--insecure-no-auth", action="store_true", help="listen beyond this machine without a key")
     serve.add_argument("--name", help="what the model is called in the API (default: the file's name)")
     serve.add_argument("--drain-seconds", type=float, default=30.0,

@@ -10,6 +10,7 @@ import time
 from ridgeline.cli.options import engine_settings
 from ridgeline.cli.words import bytes_in_words
 from ridgeline.engine.remote import RemoteEngine
+from ridgeline.server.front import Template, Tokens
 from ridgeline.server.serve import Server, ServeSettings
 from ridgeline.text.open import open_text
 from ridgeline.weights.open import open_checkpoint
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         drain_seconds=options.drain_seconds,
     )
 
-    def load_text():  # type: ignore[no-untyped-def]
+    def load_text() -> tuple[Tokens, Template]:
         checkpoint = open_checkpoint(path)
         try:
             return open_text(checkpoint)
