@@ -23,14 +23,7 @@ ActivationKind activation_kind(FormatId format) {
 }
 
 size_t activation_row_bytes(ActivationKind kind, int64_t width) {
-    int64_t bytes = 0;
-    switch (kind) {
-        case ActivationKind::Int8:
-            bytes = padded_width(width) / GROUP_VALUES * static_cast<int64_t>(sizeof(ActivationGroup));
-            break;
-        case ActivationKind::Bf16: bytes = padded_width(width) * 2; break;
-        case ActivationKind::F32: bytes = padded_width(width) * 4; break;
-    }
+    const int64_t bytes = num_groups_of(width) * activation_group_bytes(kind);
     // An odd number of lines, so that the same place of several rows does not fall into one set of the cache.
     return static_cast<size_t>(((bytes + LINE_BYTES - 1) / LINE_BYTES | 1) * LINE_BYTES);
 }

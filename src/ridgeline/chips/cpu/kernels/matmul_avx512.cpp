@@ -14,41 +14,65 @@ namespace avx512 {
 
 namespace {
 
-void copy_lines(const uint8_t* source, int64_t num_lines, uint8_t* records, int64_t ahead_bytes) {
+void copy_lines(const uint8_t* source, int64_t num_lines, uint8_t* records) {
     for (int64_t i = 0; i < num_lines; ++i, source += LINE_BYTES, records += 2 * LINE_BYTES) {
-        _mm_prefetch(source + ahead_bytes, _MM_HINT_T0);
         _mm512_store_si512(records, _mm512_loadu_si512(source));
     }
 }
 
-void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t ahead_bytes) {
-    copy_lines(tile + first_group * 2048, num_groups * 32, records, ahead_bytes);
+void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
+    copy_lines(tile + first_group * 2048, count * 32, records);
 }
 
-void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t ahead_bytes) {
-    copy_lines(tile + first_group * 1024, num_groups * 16, records, ahead_bytes);
+void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
+    copy_lines(tile + first_group * 1024, count * 16, records);
 }
 
-void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t ahead_bytes) {
+__m512 load_halves(const uint8_t* source) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+}
+
+void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
     const uint8_t* source = tile + first_group * 1024;
-    for (int64_t i = 0; i < num_groups * 16; ++i, source += LINE_BYTES, records += 4 * LINE_BYTES) {
-        _mm_prefetch(source + ahead_bytes, _MM_HINT_T0);
-        const __m512i both = _mm512_loadu_si512(source);
-        _mm512_store_ps(records, _mm512_cvtph_ps(_mm512_castsi512_si256(both)));
-        _mm512_store_ps(records + 2 * LINE_BYTES, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1)));
+    for (int64_t i = 0; i < count * GROUP_VALUES; ++i) {
+        _mm512_store_ps(records + i * 2 * LINE_BYTES, load_halves(source + i * 32));
     }
 }
 
-template <int rows>
-void multiply_f32_rows(const uint8_t* records, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
+// Weights of one input, from records or from the packed tiles.
+struct Records {
+    const uint8_t* lines;
+    __m512 load(int tile, int64_t i) const { return _mm512_load_ps(lines + (2 * i + tile) * LINE_BYTES); }
+    void ask_ahead(int64_t) const {}
+};
+struct PackedF32 {
+    const PackedRun& run;
+    __m512 load(int tile, int64_t i) const { return _mm512_loadu_ps(run.groups[tile] + i * LINE_BYTES); }
+    void ask_ahead(int64_t i) const {
+        _mm_prefetch(run.ahead + i * LINE_BYTES, _MM_HINT_T0);
+        _mm_prefetch(run.ahead + (run.groups[1] - run.groups[0]) + i * LINE_BYTES, _MM_HINT_T0);
+    }
+};
+struct PackedF16 {
+    const PackedRun& run;
+    __m512 load(int tile, int64_t i) const { return load_halves(run.groups[tile] + i * LINE_BYTES / 2); }
+    void ask_ahead(int64_t i) const {
+        _mm_prefetch(run.ahead + i * LINE_BYTES / 2, _MM_HINT_T0);
+        _mm_prefetch(run.ahead + (run.groups[1] - run.groups[0]) + i * LINE_BYTES / 2, _MM_HINT_T0);
+    }
+};
+
+template <int rows, typename Weights>
+void multiply_f32_rows(const Weights weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
     __m512 sums0[rows], sums1[rows];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; ++r) {
         sums0[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS);
         sums1[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS + TILE_ROWS);
     }
-    for (int64_t i = 0; i < count; ++i, records += 2 * LINE_BYTES) {
-        const __m512 w0 = _mm512_load_ps(records), w1 = _mm512_load_ps(records + LINE_BYTES);
+    for (int64_t i = 0; i < count; ++i) {
+        weights.ask_ahead(i);
+        const __m512 w0 = weights.load(0, i), w1 = weights.load(1, i);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) {
             const __m512 broadcast = _mm512_set1_ps(reinterpret_cast<const float*>(x + r * row_bytes)[i]);
@@ -64,15 +88,28 @@ void multiply_f32_rows(const uint8_t* records, int64_t count, const uint8_t* x, 
 }
 
 void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
-                  float* sums) {
+                  float* sums, const Ahead&) {
     const int64_t count = num_groups * GROUP_VALUES;
+    const Records weights{records};
     switch (num_rows) {
-        case 1: return multiply_f32_rows<1>(records, count, prepared, row_bytes, sums);
-        case 2: return multiply_f32_rows<2>(records, count, prepared, row_bytes, sums);
-        case 3: return multiply_f32_rows<3>(records, count, prepared, row_bytes, sums);
-        case 4: return multiply_f32_rows<4>(records, count, prepared, row_bytes, sums);
-        case 5: return multiply_f32_rows<5>(records, count, prepared, row_bytes, sums);
-        default: return multiply_f32_rows<6>(records, count, prepared, row_bytes, sums);
+        case 1: return multiply_f32_rows<1>(weights, count, prepared, row_bytes, sums);
+        case 2: return multiply_f32_rows<2>(weights, count, prepared, row_bytes, sums);
+        case 3: return multiply_f32_rows<3>(weights, count, prepared, row_bytes, sums);
+        case 4: return multiply_f32_rows<4>(weights, count, prepared, row_bytes, sums);
+        case 5: return multiply_f32_rows<5>(weights, count, prepared, row_bytes, sums);
+        default: return multiply_f32_rows<6>(weights, count, prepared, row_bytes, sums);
+    }
+}
+
+template <typename Weights>
+void multiply_f32_direct(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums) {
+    const int64_t count = run.num_groups * GROUP_VALUES;
+    const Weights weights{run};
+    switch (num_rows) {
+        case 1: return multiply_f32_rows<1>(weights, count, prepared, row_bytes, sums);
+        case 2: return multiply_f32_rows<2>(weights, count, prepared, row_bytes, sums);
+        case 3: return multiply_f32_rows<3>(weights, count, prepared, row_bytes, sums);
+        default: return multiply_f32_rows<4>(weights, count, prepared, row_bytes, sums);
     }
 }
 
@@ -146,11 +183,17 @@ InstructionSet make_set(bool has_bf16) {
     set.description = has_bf16 ? "avx512-vnni-bf16" : "avx512-vnni";
     for (int i = 0; i < NUM_FORMAT_SLOTS; ++i) {
         const auto format = static_cast<FormatId>(i);
-        if (const UnpackFunction unpack = unpack_function(format)) set.formats[i] = {unpack, multiply_function(format)};
+        FormatKernels& kernels = set.formats[i];
+        kernels = unpackers(format);
+        if (kernels.unpack == nullptr) continue;
+        kernels.multiply = multiply_function(format);
+        kernels.multiply_direct = direct_function(format);
     }
-    set.formats[static_cast<int>(FormatId::F32)] = {unpack_f32, multiply_f32};
-    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32};
-    if (has_bf16) set.formats[static_cast<int>(FormatId::BF16)] = {unpack_bf16, multiply_bf16};
+    set.formats[static_cast<int>(FormatId::F32)] = {unpack_f32, multiply_f32, nullptr, multiply_f32_direct<PackedF32>};
+    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32, nullptr, multiply_f32_direct<PackedF16>};
+    if (has_bf16) {
+        set.formats[static_cast<int>(FormatId::BF16)] = {unpack_bf16, multiply_bf16, nullptr, multiply_bf16_direct};
+    }
     set.prepare_int8 = prepare_int8;
     set.int8_loop = int8_loop;
     set.bf16_loop = has_bf16 ? bf16_loop : fp32_loop;

@@ -5,24 +5,28 @@
 
 namespace ridgeline::avx512 {
 
-// The unpacker of a quantised format. Its codes are scaled so that the zero of a format without minimum is 128.
-UnpackFunction unpack_function(FormatId format);
+// The unpackers of a quantised format. Codes are scaled up to fill their byte, scales down by as much: the zero of a
+// format without minimum is 128.
+FormatKernels unpackers(FormatId format);
 
 // Products of int8 records: one scale for 32 or for 16 inputs, without and with minimum.
 void multiply_32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
-                 float* sums);
+                 float* sums, const Ahead& ahead);
 void multiply_32_minimum(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                         int num_rows, float* sums);
+                         int num_rows, float* sums, const Ahead& ahead);
 void multiply_16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
-                 float* sums);
+                 float* sums, const Ahead& ahead);
 // Minimums carry the factor -1/128, since the prepared sums of 16 do.
 void multiply_16_minimum(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                         int num_rows, float* sums);
+                         int num_rows, float* sums, const Ahead& ahead);
+// Products of few rows with a quantised format as it lies in memory.
+MultiplyDirectFunction direct_function(FormatId format);
 double int8_loop(int64_t repeats);
 
 // With AVX512_BF16.
 void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
-                   float* sums);
+                   float* sums, const Ahead& ahead);
+void multiply_bf16_direct(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums);
 double bf16_loop(int64_t repeats);
 
 }  // namespace ridgeline::avx512

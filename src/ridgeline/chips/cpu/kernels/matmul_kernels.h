@@ -28,15 +28,42 @@ static constexpr int record_bytes(FormatId format) {
 static constexpr int second_tile_offset(FormatId format) {
     return tile_layout(format).scales_per_group == 0 ? LINE_BYTES : record_bytes(format) / 2;
 }
+// Bytes of a group of 32 prepared activations.
+static constexpr int64_t activation_group_bytes(ActivationKind kind) {
+    if (kind == ActivationKind::Int8) return sizeof(ActivationGroup);
+    return (kind == ActivationKind::Bf16 ? 2 : 4) * GROUP_VALUES;
+}
 constexpr int MAX_RECORD_BYTES = PAIR_TILES * 2048;
 
-// Unpacks groups [first_group, first_group + num_groups) of a tile into its half of the records. `first_group` is a
-// multiple of the layout's part_groups. While it reads at p it asks for the line at p + ahead_bytes.
-using UnpackFunction = void (*)(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records,
-                                int64_t ahead_bytes);
-// sums[row * PAIR_ROWS + output] += products of `num_rows` (1..6) prepared rows with the records.
+// What to ask memory for while computing: of each tile of the pair, `step_bytes` more with every group.
+struct Ahead {
+    const uint8_t* tiles[PAIR_TILES];
+    int64_t step_bytes;
+};
+
+// Unpacks `count` groups from `first_group`, the first of a run, into the tile's half of the records. `num_groups` is
+// that of the whole tile.
+using UnpackFunction = void (*)(const uint8_t* tile, int64_t first_group, int64_t count, int64_t num_groups,
+                                uint8_t* records);
+// sums[row * PAIR_ROWS + output] += products of `num_rows` (1..MAX_ROWS_PER_CALL) prepared rows with the records.
 using MultiplyFunction = void (*)(const uint8_t* records, int64_t num_groups, const uint8_t* prepared,
-                                  int64_t row_bytes, int num_rows, float* sums);
+                                  int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead);
+
+// The groups of one run of a pair of tiles, as they lie in memory.
+struct PackedRun {
+    const uint8_t* groups[PAIR_TILES];
+    const uint8_t* scales;  // for each group the scales of a record, without its codes
+    int64_t num_groups;
+    const uint8_t* ahead;  // what to ask memory for meanwhile: of tile 0; that of tile 1 lies as far off as its groups
+    int64_t ahead_step;    // bytes of each with every group
+};
+// Unpacks the scales of the run that begins at `first_group`, for the tile's half of PackedRun::scales.
+using UnpackScalesFunction = void (*)(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* scales);
+// As MultiplyFunction, for 1..MAX_ROWS_PER_DIRECT_CALL rows, without records.
+using MultiplyDirectFunction = void (*)(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows,
+                                        float* sums);
+constexpr int MAX_ROWS_PER_DIRECT_CALL = 4;
+
 using PrepareFunction = void (*)(const float* x, int64_t width, uint8_t* prepared);
 using MeasureReadFunction = uint64_t (*)(const uint8_t* const* streams, size_t stream_bytes);
 using MeasureFunction = double (*)(int64_t repeats);
@@ -46,6 +73,9 @@ constexpr int NUM_FORMAT_SLOTS = 40;  // FormatId as index
 struct FormatKernels {
     UnpackFunction unpack = nullptr;
     MultiplyFunction multiply = nullptr;
+    // For few rows, or null.
+    UnpackScalesFunction unpack_scales = nullptr;  // null for plain formats
+    MultiplyDirectFunction multiply_direct = nullptr;
 };
 
 struct InstructionSet {

@@ -42,26 +42,30 @@ struct Scale {
     float scale, minimum;
 };
 
-// Byte i of the 12 bytes that hold the 6-bit scales of a row.
 uint8_t scale_byte(const uint8_t* bytes, int i, int row) { return bytes[i * TILE_ROWS + row]; }
 
-// Scale `index` (of the part: one or two for each group) of a row.
+// Half of 2^(exponent - 127); the exponents 0 and 1 give subnormal numbers.
+float half_power(uint8_t exponent) {
+    return exponent < 2 ? bits_to_float(0x00200000u << exponent) : bits_to_float((exponent - 1u) << 23);
+}
+
+// Scale `index` (of the run: one or two for each group) of a row.
 template <FormatId format>
-Scale read_scale(const uint8_t* header, const uint8_t* part, int index, int row) {
+Scale read_scale(const uint8_t* header, const uint8_t* scales, int index, int row) {
     const auto half = [row](const uint8_t* halves) { return half_to_float(halves + 2 * row); };
     if constexpr (format == FormatId::MXFP4) {
-        return {std::ldexp(1.0f, header[row] - 128), 0.0f};
+        return {half_power(scales[16 * index + row]), 0.0f};
     } else if constexpr (format == FormatId::Q4_1 || format == FormatId::Q5_1) {
-        return {half(part), half(part + 32)};
+        return {half(scales + 64 * index), half(scales + 64 * index + 32)};
     } else if constexpr (format == FormatId::Q2_K) {
-        const uint8_t both = scale_byte(part + 64, index, row);
-        return {half(part) * static_cast<float>(both & 15), -half(part + 32) * static_cast<float>(both >> 4)};
+        const uint8_t both = scale_byte(scales + 64, index, row);
+        return {half(scales) * static_cast<float>(both & 15), -half(scales + 32) * static_cast<float>(both >> 4)};
     } else if constexpr (format == FormatId::Q3_K) {
-        const int low = scale_byte(part, index % 8, row) >> (index < 8 ? 0 : 4);
-        const int high = scale_byte(part, 8 + index % 4, row) >> (2 * (index / 4));
+        const int low = scale_byte(scales, index % 8, row) >> (index < 8 ? 0 : 4);
+        const int high = scale_byte(scales, 8 + index % 4, row) >> (2 * (index / 4));
         return {half(header) * static_cast<float>(((low & 15) | ((high & 3) << 4)) - 32), 0.0f};
     } else if constexpr (format == FormatId::Q4_K || format == FormatId::Q5_K) {
-        const uint8_t* bytes = part + 64;
+        const uint8_t* bytes = scales + 64;
         int scale, minimum;
         if (index < 4) {
             scale = scale_byte(bytes, index, row) & 63;
@@ -71,38 +75,39 @@ Scale read_scale(const uint8_t* header, const uint8_t* part, int index, int row)
             scale = (both & 15) | ((scale_byte(bytes, index - 4, row) >> 6) << 4);
             minimum = (both >> 4) | ((scale_byte(bytes, index, row) >> 6) << 4);
         }
-        return {half(part) * static_cast<float>(scale), -half(part + 32) * static_cast<float>(minimum)};
+        return {half(scales) * static_cast<float>(scale), -half(scales + 32) * static_cast<float>(minimum)};
     } else if constexpr (format == FormatId::Q6_K) {
-        const auto scale = static_cast<int8_t>(scale_byte(part, index, row));
+        const auto scale = static_cast<int8_t>(scale_byte(scales, index, row));
         return {half(header) * static_cast<float>(scale), 0.0f};
     } else {
-        return {half(header), 0.0f};
+        return {half(scales + 32 * index), 0.0f};
     }
 }
 
 template <FormatId format>
-void unpack(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+void unpack(const uint8_t* tile, int64_t first_group, int64_t count, int64_t num_groups, uint8_t* records) {
     constexpr TileLayout layout = tile_layout(format);
-    for (int64_t group = first_group; group < first_group + num_groups; ++group) {
-        const uint8_t* source = tile + layout.group_offset(group);
+    for (int64_t group = first_group; group < first_group + count; ++group, records += record_bytes(format)) {
+        const int64_t run = group / RUN_GROUPS, in_run = group % RUN_GROUPS;
+        const uint8_t* header = tile + layout.chunk_offset(run) + run % layout.chunk_runs * 2 * TILE_ROWS;
+        const uint8_t* run_scales = tile + layout.run_offset(run);
+        const uint8_t* source = run_scales + layout.scale_bytes(groups_in_run(run * RUN_GROUPS, num_groups)) +
+                                in_run * layout.group_bytes;
         for (int v = 0; v < 8; ++v) {
             for (int byte = 0; byte < LINE_BYTES; ++byte) {
                 records[v * LINE_BYTES + byte] = read_code<format>(source, v, byte);
             }
         }
-        const uint8_t* header = tile + layout.header_offset(group, format == FormatId::MXFP4 ? 1 : 2);
-        const uint8_t* part = tile + layout.part_offset(group);
         auto* scales = reinterpret_cast<float*>(records + 512);
         float* minimums = scales + TILE_ROWS * layout.scales_per_group;
         for (int i = 0; i < layout.scales_per_group; ++i) {
-            const int index = static_cast<int>(group % layout.part_groups) * layout.scales_per_group + i;
+            const int index = static_cast<int>(in_run) * layout.scales_per_group + i;
             for (int row = 0; row < TILE_ROWS; ++row) {
-                const Scale scale = read_scale<format>(header, part, index, row);
+                const Scale scale = read_scale<format>(header, run_scales, index, row);
                 scales[i * TILE_ROWS + row] = scale.scale;
                 if (layout.has_minimum) minimums[i * TILE_ROWS + row] = scale.minimum;
             }
         }
-        records += record_bytes(format);
     }
 }
 
@@ -138,7 +143,7 @@ void add_group(const uint8_t* half, const ActivationGroup& group, float* sums) {
 
 template <FormatId format>
 void multiply_int8(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                   int num_rows, float* sums) {
+                   int num_rows, float* sums, const Ahead&) {
     for (int64_t index = 0; index < num_groups; ++index, records += record_bytes(format)) {
         for (int row = 0; row < num_rows; ++row) {
             const auto& group = reinterpret_cast<const ActivationGroup*>(prepared + row * row_bytes)[index];
@@ -150,21 +155,21 @@ void multiply_int8(const uint8_t* records, int64_t num_groups, const uint8_t* pr
     }
 }
 
-void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
     const uint8_t* source = tile + first_group * 2048;
-    for (int64_t i = 0; i < num_groups * GROUP_VALUES; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
+    for (int64_t i = 0; i < count * GROUP_VALUES; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
 }
 
-void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
     const uint8_t* source = tile + first_group * 1024;
-    for (int64_t i = 0; i < num_groups * GROUP_VALUES; ++i) {
+    for (int64_t i = 0; i < count * GROUP_VALUES; ++i) {
         auto* values = reinterpret_cast<float*>(records + 128 * i);
         for (int row = 0; row < TILE_ROWS; ++row) values[row] = half_to_float(source + 32 * i + 2 * row);
     }
 }
 
 void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                  int num_rows, float* sums) {
+                  int num_rows, float* sums, const Ahead&) {
     const auto* weights = reinterpret_cast<const float*>(records);
     for (int64_t i = 0; i < num_groups * GROUP_VALUES; ++i, weights += PAIR_ROWS) {
         for (int row = 0; row < num_rows; ++row) {
@@ -177,13 +182,13 @@ void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* pre
     }
 }
 
-void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* records, int64_t) {
+void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
     const uint8_t* source = tile + first_group * 1024;
-    for (int64_t i = 0; i < num_groups * GROUP_VALUES / 2; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
+    for (int64_t i = 0; i < count * GROUP_VALUES / 2; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
 }
 
 void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                   int num_rows, float* sums) {
+                   int num_rows, float* sums, const Ahead&) {
     for (int64_t i = 0; i < num_groups * GROUP_VALUES / 2; ++i, records += 2 * LINE_BYTES) {
         for (int row = 0; row < num_rows; ++row) {
             const uint8_t* x = prepared + row * row_bytes + 4 * i;

@@ -127,53 +127,58 @@ void write_group(const uint32_t words[8], uint8_t* target) {
     }
 }
 
-// Scales of one block of row `row`: `header` is the chunk's, at this part's place; `part` is the part's header.
+// Scales of the block that begins at group `group` of a run: `scales` are the run's, `header` the chunk's line at the
+// place of the run.
 template <FormatId format>
-void write_scales(const uint8_t* block, int64_t row, uint8_t* header, uint8_t* part) {
+void write_scales(const uint8_t* block, int64_t row, int64_t group, uint8_t* header, uint8_t* scales) {
     const auto transpose = [row](const uint8_t* source, int count, uint8_t* target) {
         for (int i = 0; i < count; ++i) target[i * TILE_ROWS + row] = source[i];
     };
     const auto copy_half = [row](const uint8_t* source, uint8_t* target) { std::memcpy(target + 2 * row, source, 2); };
+    scales += group * tile_layout(format).group_scale_bytes;
     if constexpr (format == FormatId::MXFP4) {
-        header[row] = block[0];
+        scales[row] = block[0];
     } else if constexpr (format == FormatId::Q4_1 || format == FormatId::Q5_1) {
-        copy_half(block, part);
-        copy_half(block + 2, part + 32);
+        copy_half(block, scales);
+        copy_half(block + 2, scales + 32);
     } else if constexpr (format == FormatId::Q4_K || format == FormatId::Q5_K) {
-        copy_half(block, part);
-        copy_half(block + 2, part + 32);
-        transpose(block + 4, 12, part + 64);
+        copy_half(block, scales);
+        copy_half(block + 2, scales + 32);
+        transpose(block + 4, 12, scales + 64);
     } else if constexpr (format == FormatId::Q2_K) {
-        copy_half(block + 80, part);
-        copy_half(block + 82, part + 32);
-        transpose(block, 16, part + 64);
+        copy_half(block + 80, scales);
+        copy_half(block + 82, scales + 32);
+        transpose(block, 16, scales + 64);
     } else if constexpr (format == FormatId::Q3_K) {
         copy_half(block + 108, header);
-        transpose(block + 96, 12, part);
+        transpose(block + 96, 12, scales);
     } else if constexpr (format == FormatId::Q6_K) {
         copy_half(block + 208, header);
-        transpose(block + 192, 16, part);
+        transpose(block + 192, 16, scales);
     } else {
-        copy_half(block, header);
+        copy_half(block, scales);
     }
 }
 
 template <FormatId format>
 void pack_quantised_tile(int64_t num_rows, int64_t width, const uint8_t* source, uint8_t* tile) {
     constexpr TileLayout layout = tile_layout(format);
-    static_assert(layout.block_values == layout.part_groups * GROUP_VALUES, "a part is a block of each row");
+    constexpr int block_groups = layout.block_values / GROUP_VALUES;
     const int64_t num_blocks = width / layout.block_values;
+    const int64_t num_groups = num_groups_of(width);
     for (int64_t block_index = 0; block_index < num_blocks; ++block_index) {
-        const int64_t first_group = block_index * layout.part_groups;
-        uint8_t* header = tile + layout.header_offset(first_group, format == FormatId::MXFP4 ? 1 : 2);
-        uint8_t* part = tile + layout.part_offset(first_group);
+        const int64_t run = block_index * block_groups / RUN_GROUPS;
+        const int64_t first = block_index * block_groups % RUN_GROUPS;
+        uint8_t* header = tile + layout.chunk_offset(run) + run % layout.chunk_runs * 2 * TILE_ROWS;
+        uint8_t* scales = tile + layout.run_offset(run);
+        uint8_t* groups = scales + layout.scale_bytes(groups_in_run(run * RUN_GROUPS, num_groups));
         for (int64_t row = 0; row < num_rows; ++row) {
             const uint8_t* block = source + (row * num_blocks + block_index) * layout.block_bytes;
-            write_scales<format>(block, row, header, part);
-            for (int group = 0; group < layout.part_groups; ++group) {
+            write_scales<format>(block, row, first, header, scales);
+            for (int group = 0; group < block_groups; ++group) {
                 uint32_t words[8];
                 read_group<format>(block, group, words);
-                write_group<format>(words, part + layout.part_header_bytes + group * layout.group_bytes + 4 * row);
+                write_group<format>(words, groups + (first + group) * layout.group_bytes + 4 * row);
             }
         }
     }

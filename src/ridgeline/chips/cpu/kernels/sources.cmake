@@ -7,6 +7,7 @@ set(RIDGELINE_MATMUL_SOURCES
     matmul_avx2.cpp
     matmul_avx512.cpp
     matmul_avx512_bf16.cpp
+    matmul_avx512_direct.cpp
     matmul_avx512_int8.cpp
     matmul_avx512_unpack.cpp
     matmul_neon.cpp
@@ -19,8 +20,11 @@ list(TRANSFORM RIDGELINE_MATMUL_SOURCES PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 
 set_source_files_properties(${RIDGELINE_MATMUL_SOURCES} PROPERTIES COMPILE_OPTIONS "-O3;-ffp-contract=off")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  set(avx512_flags -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c)
+  # gcc 12 takes the undefined operand inside its own AVX-512 intrinsics for a mistake.
+  set(avx512_flags -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c
+                   -Wno-uninitialized -Wno-maybe-uninitialized)
   set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_int8.cpp"
+                      "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_direct.cpp"
                       "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_unpack.cpp"
                APPEND PROPERTY COMPILE_OPTIONS ${avx512_flags})
   set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_bf16.cpp"

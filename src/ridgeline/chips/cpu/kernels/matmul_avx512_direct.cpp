@@ -1,0 +1,257 @@
+// Inner loops of the int8 products for few rows: codes are taken from the packed tiles and go from memory through a
+// register into the product. Needs AVX512_VNNI.
+#include "matmul_avx512.h"
+
+#if defined(__x86_64__)
+
+#include "matmul_avx512_assembly.h"
+
+namespace ridgeline::avx512 {
+
+namespace {
+
+// Masks and code book of a format. Its code lines are made in zmm24 (tile 0, at operand a) and zmm25 (tile 1, at b).
+struct Constants {
+    uint32_t low;   // zmm8: the bits that come from the first plane
+    uint32_t all;   // zmm9: all bits of a code
+    uint8_t book[16];  // zmm20
+};
+
+constexpr uint32_t in_every_byte(uint32_t value) { return value * 0x01010101u; }
+
+constexpr Constants make_constants(uint32_t low, uint32_t all) {
+    return {in_every_byte(low), in_every_byte(all), {}};
+}
+
+constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
+    Constants constants{in_every_byte(15), 0, {}};
+    for (int i = 0; i < 16; ++i) constants.book[i] = static_cast<uint8_t>(codes[i] << shift);
+    return constants;
+}
+
+// clang-format off
+
+#define SHIFTED(OPERATION, BITS, OFFSET) \
+    OPERATION " $" BITS ", " OFFSET "(%[a]), %%zmm24\n\t" \
+    OPERATION " $" BITS ", " OFFSET "(%[b]), %%zmm25\n\t"
+#define MASKED(MASK) \
+    "vpandd " MASK ", %%zmm24, %%zmm24\n\t" \
+    "vpandd " MASK ", %%zmm25, %%zmm25\n\t"
+#define LOADED_MASKED(OFFSET) \
+    "vpandd " OFFSET "(%[a]), %%zmm8, %%zmm24\n\t" \
+    "vpandd " OFFSET "(%[b]), %%zmm8, %%zmm25\n\t"
+// Bits of zmm8 stay, the others come from the second plane (moved up), then the mask of all bits. 0xe2 is
+// "first where the mask is set, else third".
+#define JOINED(BITS, OFFSET) \
+    "vpsllw $" BITS ", " OFFSET "(%[a]), %%zmm10\n\t" \
+    "vpsllw $" BITS ", " OFFSET "(%[b]), %%zmm11\n\t" \
+    "vpternlogd $0xe2, %%zmm10, %%zmm8, %%zmm24\n\t" \
+    "vpternlogd $0xe2, %%zmm11, %%zmm8, %%zmm25\n\t" \
+    MASKED("%%zmm9")
+
+// Code line V of a format: codes fill the byte from above.
+#define NIBBLE_EVEN(OFFSET) SHIFTED("vpsllw", "4", OFFSET) MASKED("%%zmm8")
+#define NIBBLE_0 NIBBLE_EVEN("0")
+#define NIBBLE_1 LOADED_MASKED("0")
+#define NIBBLE_2 NIBBLE_EVEN("64")
+#define NIBBLE_3 LOADED_MASKED("64")
+#define NIBBLE_4 NIBBLE_EVEN("128")
+#define NIBBLE_5 LOADED_MASKED("128")
+#define NIBBLE_6 NIBBLE_EVEN("192")
+#define NIBBLE_7 LOADED_MASKED("192")
+
+#define BOOKED \
+    "vpshufb %%zmm24, %%zmm20, %%zmm24\n\t" \
+    "vpshufb %%zmm25, %%zmm20, %%zmm25\n\t"
+#define BOOK_ODD(OFFSET) SHIFTED("vpsrlw", "4", OFFSET) MASKED("%%zmm8") BOOKED
+#define BOOK_0 LOADED_MASKED("0") BOOKED
+#define BOOK_1 BOOK_ODD("0")
+#define BOOK_2 LOADED_MASKED("64") BOOKED
+#define BOOK_3 BOOK_ODD("64")
+#define BOOK_4 LOADED_MASKED("128") BOOKED
+#define BOOK_5 BOOK_ODD("128")
+#define BOOK_6 LOADED_MASKED("192") BOOKED
+#define BOOK_7 BOOK_ODD("192")
+
+#define FIVE_0 SHIFTED("vpsllw", "3", "64") JOINED("7", "0")
+#define FIVE_1 SHIFTED("vpsrlw", "1", "64") JOINED("6", "0")
+#define FIVE_2 SHIFTED("vpsllw", "3", "128") JOINED("5", "0")
+#define FIVE_3 SHIFTED("vpsrlw", "1", "128") JOINED("4", "0")
+#define FIVE_4 SHIFTED("vpsllw", "3", "192") JOINED("3", "0")
+#define FIVE_5 SHIFTED("vpsrlw", "1", "192") JOINED("2", "0")
+#define FIVE_6 SHIFTED("vpsllw", "3", "256") JOINED("1", "0")
+#define FIVE_7 SHIFTED("vpsrlw", "1", "256") JOINED("0", "0")
+
+#define SIX_0 SHIFTED("vpsllw", "2", "128") JOINED("6", "0")
+#define SIX_1 SHIFTED("vpsrlw", "2", "128") JOINED("4", "0")
+#define SIX_2 SHIFTED("vpsllw", "2", "192") JOINED("2", "0")
+#define SIX_3 SHIFTED("vpsrlw", "2", "192") JOINED("0", "0")
+#define SIX_4 SHIFTED("vpsllw", "2", "256") JOINED("6", "64")
+#define SIX_5 SHIFTED("vpsrlw", "2", "256") JOINED("4", "64")
+#define SIX_6 SHIFTED("vpsllw", "2", "320") JOINED("2", "64")
+#define SIX_7 SHIFTED("vpsrlw", "2", "320") JOINED("0", "64")
+
+#define THREE_0 SHIFTED("vpsllw", "5", "64") JOINED("7", "0")
+#define THREE_1 SHIFTED("vpsllw", "3", "64") JOINED("6", "0")
+#define THREE_2 SHIFTED("vpsllw", "1", "64") JOINED("5", "0")
+#define THREE_3 SHIFTED("vpsrlw", "1", "64") JOINED("4", "0")
+#define THREE_4 SHIFTED("vpsllw", "5", "128") JOINED("3", "0")
+#define THREE_5 SHIFTED("vpsllw", "3", "128") JOINED("2", "0")
+#define THREE_6 SHIFTED("vpsllw", "1", "128") JOINED("1", "0")
+#define THREE_7 SHIFTED("vpsrlw", "1", "128") JOINED("0", "0")
+
+#define TWO_0 SHIFTED("vpsllw", "6", "0") MASKED("%%zmm8")
+#define TWO_1 SHIFTED("vpsllw", "4", "0") MASKED("%%zmm8")
+#define TWO_2 SHIFTED("vpsllw", "2", "0") MASKED("%%zmm8")
+#define TWO_3 LOADED_MASKED("0")
+#define TWO_4 SHIFTED("vpsllw", "6", "64") MASKED("%%zmm8")
+#define TWO_5 SHIFTED("vpsllw", "4", "64") MASKED("%%zmm8")
+#define TWO_6 SHIFTED("vpsllw", "2", "64") MASKED("%%zmm8")
+#define TWO_7 LOADED_MASKED("64")
+
+#define LOADED(OFFSET) \
+    "vmovdqa64 " OFFSET "(%[a]), %%zmm24\n\t" \
+    "vmovdqa64 " OFFSET "(%[b]), %%zmm25\n\t"
+#define BYTE_0 LOADED("0")
+#define BYTE_1 LOADED("64")
+#define BYTE_2 LOADED("128")
+#define BYTE_3 LOADED("192")
+#define BYTE_4 LOADED("256")
+#define BYTE_5 LOADED("320")
+#define BYTE_6 LOADED("384")
+#define BYTE_7 LOADED("448")
+
+#define LINES_FIRST(ROWS, CODES) \
+    CODES##_0 ROWS(DOT, 0) CODES##_1 ROWS(DOT, 1) CODES##_2 ROWS(DOT, 2) CODES##_3 ROWS(DOT, 3)
+#define LINES_SECOND(ROWS, CODES) \
+    CODES##_4 ROWS(DOT, 4) CODES##_5 ROWS(DOT, 5) CODES##_6 ROWS(DOT, 6) CODES##_7 ROWS(DOT, 7)
+
+#define LOAD_SCALES(OFFSET) \
+    "vmovaps " OFFSET "(%[s]), %%zmm28\n\t" \
+    "vmovaps " OFFSET "+%c[half](%[s]), %%zmm29\n\t"
+#define LOAD_MINIMUMS(OFFSET) \
+    "vmovaps " OFFSET "(%[s]), %%zmm30\n\t" \
+    "vmovaps " OFFSET "+%c[half](%[s]), %%zmm31\n\t"
+
+#define GROUP_32(ROWS, CODES) \
+    ROWS(START_32, 0) LINES_FIRST(ROWS, CODES) LINES_SECOND(ROWS, CODES) LOAD_SCALES("0") ROWS(ADD_SCALED, 0)
+#define GROUP_32_MINIMUM(ROWS, CODES) \
+    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES) LINES_SECOND(ROWS, CODES) \
+    LOAD_SCALES("0") LOAD_MINIMUMS("64") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_32, 0)
+#define GROUP_16(ROWS, CODES) \
+    ROWS(START_16_FIRST, 0) LINES_FIRST(ROWS, CODES) LOAD_SCALES("0") ROWS(ADD_SCALED, 0) \
+    ROWS(START_16_SECOND, 0) LINES_SECOND(ROWS, CODES) LOAD_SCALES("64") ROWS(ADD_SCALED, 0)
+#define GROUP_16_MINIMUM(ROWS, CODES) \
+    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES) \
+    LOAD_SCALES("0") LOAD_MINIMUMS("128") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_FIRST, 0) \
+    ROWS(START_ZERO, 0) LINES_SECOND(ROWS, CODES) \
+    LOAD_SCALES("64") LOAD_MINIMUMS("192") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_SECOND, 0)
+
+#define ASK_LINE(OFFSET) \
+    "prefetcht0 " OFFSET "(%[ahead])\n\t" \
+    "prefetcht0 " OFFSET "(%[ahead],%[apart])\n\t"
+#define ASK_3 ASK_LINE("0") ASK_LINE("64") ASK_LINE("128")
+#define ASK_4 ASK_3 ASK_LINE("192")
+#define ASK_5 ASK_4 ASK_LINE("256")
+#define ASK_6 ASK_5 ASK_LINE("320")
+#define ASK_7 ASK_6 ASK_LINE("384")
+#define ASK_9 ASK_7 ASK_LINE("448") ASK_LINE("512")
+
+// HALF_BYTES: scales of one tile with a group.
+#define DEFINE_LOOP(NAME, ROWS, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
+    void NAME(const PackedRun& run, const Constants& constants, const uint8_t* x0, int64_t stride, float* sums) { \
+        const uint8_t* x1 = x0 + 3 * stride; \
+        const uint8_t* a = run.groups[0]; \
+        const uint8_t* b = run.groups[1]; \
+        const uint8_t* s = run.scales; \
+        const uint8_t* ahead = run.ahead; \
+        const int64_t apart = b - a; \
+        int64_t count = run.num_groups; \
+        asm volatile( \
+            "vpbroadcastd %[low], %%zmm8\n\t" \
+            "vpbroadcastd %[all], %%zmm9\n\t" \
+            "vbroadcasti32x4 %[book], %%zmm20\n\t" \
+            ROWS(LOAD_SUMS, 0) \
+            ".p2align 6\n\t" \
+            "1:\n\t" \
+            ASK \
+            GROUP(ROWS, CODES) \
+            "add $48, %[x0]\n\t" \
+            "add $48, %[x1]\n\t" \
+            "add %[step], %[ahead]\n\t" \
+            "add %[bytes], %[a]\n\t" \
+            "add %[bytes], %[b]\n\t" \
+            "add $2*%c[half], %[s]\n\t" \
+            "dec %[count]\n\t" \
+            "jnz 1b\n\t" \
+            ROWS(STORE_SUMS, 0) \
+            : [a] "+r"(a), [b] "+r"(b), [s] "+r"(s), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), \
+              [ahead] "+r"(ahead) \
+            : [stride] "r"(stride), [sums] "r"(sums), [apart] "r"(apart), [step] "r"(run.ahead_step), [half] "i"(HALF_BYTES), \
+              [bytes] "i"(GROUP_BYTES), [low] "m"(constants.low), [all] "m"(constants.all), [book] "m"(constants.book) \
+            : "memory", "cc", ALL_ZMM); \
+    }
+
+using Loop = void (*)(const PackedRun& run, const Constants& constants, const uint8_t* x0, int64_t stride, float* sums);
+
+#define DEFINE_LOOPS(NAME, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_1, ROWS_1, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_2, ROWS_2, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_3, ROWS_3, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_4, ROWS_4, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
+    struct NAME { \
+        static constexpr Loop loops[MAX_ROWS_PER_DIRECT_CALL] = { \
+            NAME##_rows_1, NAME##_rows_2, NAME##_rows_3, NAME##_rows_4}; \
+        static constexpr int group_bytes = GROUP_BYTES, scale_bytes = HALF_BYTES; \
+    };
+
+DEFINE_LOOPS(nibble, GROUP_32, NIBBLE, ASK_5, 256, 64)
+DEFINE_LOOPS(nibble_minimum, GROUP_32_MINIMUM, NIBBLE, ASK_5, 256, 128)
+DEFINE_LOOPS(book, GROUP_32, BOOK, ASK_5, 256, 64)
+DEFINE_LOOPS(five, GROUP_32, FIVE, ASK_6, 320, 64)
+DEFINE_LOOPS(five_minimum, GROUP_32_MINIMUM, FIVE, ASK_6, 320, 128)
+DEFINE_LOOPS(byte, GROUP_32, BYTE, ASK_9, 512, 64)
+DEFINE_LOOPS(six, GROUP_16, SIX, ASK_7, 384, 128)
+DEFINE_LOOPS(three, GROUP_16, THREE, ASK_4, 192, 128)
+DEFINE_LOOPS(two_minimum, GROUP_16_MINIMUM, TWO, ASK_3, 128, 256)
+
+// clang-format on
+
+constexpr Constants NIBBLE_CONSTANTS = make_constants(0xf0, 0xf0);
+constexpr Constants FIVE_CONSTANTS = make_constants(0x78, 0xf8);
+constexpr Constants SIX_CONSTANTS = make_constants(0x3c, 0xfc);
+constexpr Constants THREE_CONSTANTS = make_constants(0x60, 0xe0);
+constexpr Constants TWO_CONSTANTS = make_constants(0xc0, 0xc0);
+constexpr Constants IQ4_NL_CONSTANTS = make_book(IQ4_NL_CODES, 0);
+constexpr Constants MXFP4_CONSTANTS = make_book(MXFP4_CODES, 3);
+
+template <FormatId format, typename Loops, const Constants& constants>
+void multiply(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums) {
+    static_assert(Loops::group_bytes == tile_layout(format).group_bytes);
+    static_assert(Loops::scale_bytes == second_tile_offset(format) - 512);
+    Loops::loops[num_rows - 1](run, constants, prepared, row_bytes, sums);
+}
+
+}  // namespace
+
+MultiplyDirectFunction direct_function(FormatId format) {
+    switch (format) {
+        case FormatId::Q4_0: return multiply<FormatId::Q4_0, nibble, NIBBLE_CONSTANTS>;
+        case FormatId::Q4_1: return multiply<FormatId::Q4_1, nibble_minimum, NIBBLE_CONSTANTS>;
+        case FormatId::Q5_0: return multiply<FormatId::Q5_0, five, FIVE_CONSTANTS>;
+        case FormatId::Q5_1: return multiply<FormatId::Q5_1, five_minimum, FIVE_CONSTANTS>;
+        case FormatId::Q8_0: return multiply<FormatId::Q8_0, byte, NIBBLE_CONSTANTS>;
+        case FormatId::Q2_K: return multiply<FormatId::Q2_K, two_minimum, TWO_CONSTANTS>;
+        case FormatId::Q3_K: return multiply<FormatId::Q3_K, three, THREE_CONSTANTS>;
+        case FormatId::Q4_K: return multiply<FormatId::Q4_K, nibble_minimum, NIBBLE_CONSTANTS>;
+        case FormatId::Q5_K: return multiply<FormatId::Q5_K, five_minimum, FIVE_CONSTANTS>;
+        case FormatId::Q6_K: return multiply<FormatId::Q6_K, six, SIX_CONSTANTS>;
+        case FormatId::IQ4_NL: return multiply<FormatId::IQ4_NL, book, IQ4_NL_CONSTANTS>;
+        case FormatId::MXFP4: return multiply<FormatId::MXFP4, book, MXFP4_CONSTANTS>;
+        default: return nullptr;
+    }
+}
+
+}  // namespace ridgeline::avx512
+
+#endif
