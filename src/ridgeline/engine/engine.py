@@ -112,6 +112,10 @@ class Engine:
         """What it holds."""
         return self._model
 
+    def check(self, request: Request) -> None:
+        """Raise RequestError if the request is impossible here, as `add` would."""
+        admission.check_request(request, self._model)
+
     def add(self, request: Request) -> None:
         """Take in a request.
 
@@ -122,7 +126,7 @@ class Engine:
             raise EngineDeadError("the engine has ended")
         if request.request_id in self._requests:
             raise RequestError(f"the request id {request.request_id!r} is in use", field="request_id")
-        admission.check_request(request, self._model)
+        self.check(request)
         bad_words = admission.bad_word_ids(request, self._text, self._model)
         now = self._clock()
         samples = [self._make_sample(request, index, bad_words, now) for index in range(request.sampling.n)]
@@ -136,6 +140,10 @@ class Engine:
         chunks = self._end_request(request_id, FinishReason.CANCELLED)
         self._counts["num_cancelled"] += bool(chunks)
         return chunks
+
+    def is_running(self, request_id: str) -> bool:
+        """Whether the request still owes a chunk."""
+        return request_id in self._requests
 
     def has_work(self) -> bool:
         """Whether `step` would do something."""

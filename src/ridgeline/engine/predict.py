@@ -6,6 +6,7 @@ Knows: the shape of steps, seconds. Does not know: what decides by it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from ridgeline.ops.chip import ChipFacts
 from ridgeline.ops.cost import StepCost
@@ -24,6 +25,8 @@ class StepPredictor:
     the other: so the error is followed separately for each power of two of the number of tokens, and a class that has
     not been seen yet takes that of the nearest one that was.
 
+    The very first step is not learned from: it touches weights and pages for the first time and is far slower.
+
     Holds: a running mean of log(measured / predicted) for each class; sums over all steps. Changed by: `observe`.
     """
 
@@ -31,6 +34,7 @@ class StepPredictor:
         self._cost = cost
         self._facts = facts
         self._log_ratios: dict[int, float] = {}
+        self._num_observed: Counter[int] = Counter()
         self.predicted_seconds = 0.0
         """Sum over all observed steps of what was predicted."""
         self.measured_seconds = 0.0
@@ -44,17 +48,21 @@ class StepPredictor:
     def observe(self, shape: StepShape, measured_seconds: float) -> None:
         """Learn from a step that was run."""
         at_roofline = self._cost.seconds(shape, self._facts)
-        if measured_seconds <= 0.0 or not 0.0 < at_roofline < math.inf:
+        if not 0.0 < measured_seconds < math.inf or not 0.0 < at_roofline < math.inf:
             return
         self.predicted_seconds += self.seconds(shape)
         self.measured_seconds += measured_seconds
         share = at_roofline / measured_seconds
-        weight = CORRECTION_WEIGHT if self.roofline_share else 1.0
-        self.roofline_share += weight * (share - self.roofline_share)
+        if self.roofline_share == 0.0:
+            self.roofline_share = share
+            return
+        self.roofline_share += CORRECTION_WEIGHT * (share - self.roofline_share)
         log_ratio = max(-math.log(MAX_CORRECTION), min(math.log(MAX_CORRECTION), -math.log(share)))
         step_class = _class_of(shape.num_tokens)
-        known = self._log_ratios.get(step_class)
-        self._log_ratios[step_class] = log_ratio if known is None else known + CORRECTION_WEIGHT * (log_ratio - known)
+        self._num_observed[step_class] += 1
+        weight = max(CORRECTION_WEIGHT, 1 / self._num_observed[step_class])
+        known = self._log_ratios.get(step_class, 0.0)
+        self._log_ratios[step_class] = known + weight * (log_ratio - known)
 
     def _log_ratio(self, num_tokens: int) -> float:
         if not self._log_ratios:

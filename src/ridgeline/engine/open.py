@@ -1,0 +1,145 @@
+"""Opening an engine: from a model's files and a person's goals to something that runs steps.
+
+Knows: the order in which it is done, and what must be found out before anything large is loaded. Does not know: how any
+chip, family or file format works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from ridgeline.chips.counting import CountingChip
+from ridgeline.chips.registry import open_chip
+from ridgeline.engine.client import EngineModel
+from ridgeline.engine.engine import Engine
+from ridgeline.engine.predict import StepPredictor
+from ridgeline.engine.settings import EngineSettings
+from ridgeline.engine.sizes import choose_limits, choose_pages
+from ridgeline.errors import UserError
+from ridgeline.model.load import ModelPlan, load_plan, page_layout, plan_model, step_function
+from ridgeline.ops.chip import AnyChip, KvFormat
+from ridgeline.ops.cost import StepCost
+from ridgeline.ops.step import PAGE_SLOTS, StepLimits
+from ridgeline.text.open import open_text
+from ridgeline.text.tokenizer import Tokenizer
+from ridgeline.weights.cache_folder import default_cache_folder
+from ridgeline.weights.facts import main_format
+from ridgeline.weights.open import open_checkpoint
+
+
+def open_engine(
+    settings: EngineSettings,
+    *,
+    on_notice: Callable[[str], None] = lambda text: None,
+    chip: AnyChip | None = None,
+    tokenizer: Tokenizer | None = None,
+    limits: StepLimits | None = None,
+) -> Engine:
+    """An engine that holds the model.
+
+    Args:
+        settings: what a person says; what is None there is decided here.
+        on_notice: is told what a person should know, one line each.
+        chip: one that is open already, which the engine will close; None: the one that the settings name.
+        tokenizer: the model's, if someone has it already.
+        limits: the largest step; None: decided from the roofline. For tests and benchmarks.
+
+    Raises UserError for what is wrong with the files or the settings, CapacityError, before anything is loaded, if
+    memory does not suffice; ChipError. What was opened until then is closed again.
+    """
+    cache_folder = default_cache_folder() if settings.cache_folder is None else Path(settings.cache_folder)
+    with ExitStack() as stack:
+        checkpoint = open_checkpoint(Path(settings.model))
+        stack.callback(checkpoint.close)
+        plan = plan_model(checkpoint, context_tokens=settings.context_tokens)
+        _check_context(settings, plan)
+        if chip is None:
+            chip = open_chip(settings.chip, cache_folder=cache_folder, num_threads=settings.num_threads)
+        stack.callback(chip.close)
+        facts = chip.facts()
+        if settings.kv_format not in facts.kv_formats:
+            raise UserError(
+                f"the {chip.name} chip keeps keys and values as {' or '.join(facts.kv_formats)}, "
+                f"not {settings.kv_format}",
+                field="kv_format",
+            )
+        layout = page_layout(plan.spec, settings.kv_format)
+        cost = step_cost(plan, settings.kv_format)
+        wanted = settings.context_tokens
+        if limits is None:
+            limits = choose_limits(cost, facts, plan.spec.context_tokens if wanted is None else wanted)
+        name = settings.name or checkpoint.path.stem
+        budget = choose_pages(
+            model_name=name,
+            weight_bytes=plan.weight_bytes,
+            page_bytes=chip.page_bytes(layout),
+            available_bytes=facts.memory_bytes,
+            memory_bytes=settings.memory_bytes,
+            wanted_context_tokens=wanted,
+            model_context_tokens=plan.spec.context_tokens,
+            max_sequences=limits.max_sequences,
+        )
+        if budget.context_tokens < plan.spec.context_tokens and wanted is None:
+            on_notice(
+                f"memory holds {budget.context_tokens} tokens, so that is the context; "
+                f"the model was made for {plan.spec.context_tokens}"
+            )
+        text = tokenizer if tokenizer is not None else open_text(checkpoint, cache_folder / "text")[0]
+        loaded = load_plan(plan, chip)
+        pages = chip.allocate_pages(layout, budget.num_pages, limits)
+        compiled = chip.compile(step_function(loaded), pages, limits)
+        model = EngineModel(
+            name=name,
+            family=plan.spec.family,
+            format_name=main_format(checkpoint),
+            vocabulary_size=plan.spec.vocabulary_size,
+            context_tokens=budget.context_tokens,
+            num_pages=budget.num_pages,
+            page_slots=PAGE_SLOTS,
+            weight_bytes=plan.weight_bytes,
+            kv_format=settings.kv_format,
+            chip=facts.description,
+        )
+        for notice in getattr(chip, "notices", ()):
+            on_notice(notice)
+        return Engine(
+            model=model,
+            compiled=compiled,
+            limits=limits,
+            text=text,
+            predictor=StepPredictor(cost, facts),
+            goal_seconds_per_token=settings.goal_seconds_per_token,
+            max_queued_requests=settings.max_queued_requests,
+            max_queued_tokens=settings.max_queued_tokens,
+            clock=clock_of(chip),
+            # A chip may read weights when they are first used, so the files stay open with the engine.
+            on_close=stack.pop_all().close,
+        )
+
+
+def step_cost(plan: ModelPlan, kv_format: KvFormat) -> StepCost:
+    """What steps of this model cost: the decoder itself, run once on the chip that counts."""
+    counting = CountingChip()
+    limits = StepLimits(max_tokens=1, max_sequences=1, max_logit_rows=1, max_pages_per_sequence=1)
+    pages = counting.allocate_pages(page_layout(plan.spec, kv_format), 1, limits)
+    return counting.compile(step_function(load_plan(plan, counting)), pages, limits).cost
+
+
+def clock_of(chip: AnyChip) -> Callable[[], float]:
+    """The chip's own time where it is virtual, else this machine's."""
+    clock = getattr(chip, "clock", None)
+    return time.perf_counter if clock is None else clock.now
+
+
+def _check_context(settings: EngineSettings, plan: ModelPlan) -> None:
+    wanted = settings.context_tokens
+    if wanted is None:
+        return
+    most = plan.spec.context_tokens
+    if not 1 < wanted <= most:
+        raise UserError(
+            f"a context of {wanted} tokens was asked for; this model was made for 2 to {most}", field="context_tokens"
+        )

@@ -1,0 +1,364 @@
+"""`LLM`: the engine in a script or a notebook, in the shape that vLLM's users know.
+
+    from ridgeline import LLM, SamplingParams
+    with LLM("model.gguf") as llm:
+        for answer in llm.generate(["Once upon a time"], SamplingParams(max_tokens=32)):
+            print(answer.outputs[0].text)
+
+Knows: prompts as text, tokens or messages. Does not know: how any of it is run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ridgeline.engine.client import EngineModel, EngineStatistics
+from ridgeline.engine.open import open_engine
+from ridgeline.engine.settings import EngineSettings
+from ridgeline.errors import OverloadedError, RequestError, RidgelineError, UserError
+from ridgeline.ops.chip import KvFormat
+from ridgeline.request.output import (
+    FinishReason,
+    RequestOutput,
+    RequestTiming,
+    SequenceOutput,
+    TokenChunk,
+    TokenLogprob,
+)
+from ridgeline.request.request import Request
+from ridgeline.request.sampling_params import SamplingParams
+from ridgeline.text.open import open_text
+from ridgeline.weights.cache_folder import default_cache_folder
+from ridgeline.weights.open import open_checkpoint
+from ridgeline.weights.pull import resolve_model
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
+Message = Mapping[str, Any]
+"""{"role": ..., "content": ...}."""
+
+OPTIONS = (
+    "chip", "num_threads", "context_tokens", "memory_bytes", "kv_format", "goal_seconds_per_token", "cache_folder",
+)  # fmt: skip
+_OTHER_NAMES = {
+    "max_model_len": "context_tokens",
+    "n_ctx": "context_tokens",
+    "max_seq_len": "context_tokens",
+    "kv_cache_dtype": "kv_format",
+    "gpu_memory_utilization": "memory_bytes",
+    "kv_cache_memory_bytes": "memory_bytes",
+    "n_threads": "num_threads",
+    "device": "chip",
+    "download_dir": "cache_folder",
+}
+"""What others call our options."""
+
+
+class LLM:
+    """A model, opened, in this process.
+
+    Holds: the engine, tokenizer and chat template. Calls from several threads wait for one another.
+
+    Args:
+        model: a file, a folder, `hf:org/name`, `modelscope:org/name`; None: the small default model.
+        chip: which chip to run on.
+        num_threads: CPU threads; None: as many as this process may use.
+        context_tokens: the longest prompt plus output; None: the model's own, or what fits in memory.
+        memory_bytes: for weights and pages; None: a share of what is free.
+        kv_format: how keys and values are kept.
+        goal_seconds_per_token: how long running samples may wait while prompts are read; None: throughput first.
+        cache_folder: where repacked weights are kept.
+
+    Raises UserError for what is wrong with the files or the options, CapacityError if memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        chip: str = "cpu",
+        num_threads: int | None = None,
+        context_tokens: int | None = None,
+        memory_bytes: int | None = None,
+        kv_format: KvFormat = "bf16",
+        goal_seconds_per_token: float | None = None,
+        cache_folder: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            _refuse_option(next(iter(unknown)))
+        path = resolve_model(model)
+        checkpoint = open_checkpoint(path)
+        try:
+            folder = default_cache_folder() if cache_folder is None else Path(cache_folder)
+            self._tokenizer, self._template = open_text(checkpoint, folder / "text")
+        finally:
+            checkpoint.close()
+        settings = EngineSettings(
+            model=str(path),
+            chip=chip,
+            num_threads=num_threads,
+            context_tokens=context_tokens,
+            memory_bytes=memory_bytes,
+            kv_format=kv_format,
+            goal_seconds_per_token=float("inf") if goal_seconds_per_token is None else goal_seconds_per_token,
+            cache_folder=cache_folder,
+        )
+        self._engine = open_engine(settings, on_notice=warnings.warn, tokenizer=self._tokenizer)
+        self._numbers = count()
+        self._lock = threading.RLock()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """Answers to all prompts, in their order.
+
+        Args:
+            prompts: one or several.
+            sampling_params: one for all, or one for each; None: the defaults.
+            use_tqdm: draw a progress bar on standard error.
+            priority: one for all, or one for each; lower runs first.
+
+        Raises RequestError, naming the prompt's number, before anything is run if one is impossible.
+        """
+        several: Sequence[Prompt] = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[arg-type, list-item]
+        requests = self._requests(several, sampling_params, priority)
+        texts = [_text_of(prompt) for prompt in several]
+        with self._lock:
+            gathered = [_Answer(request, text) for request, text in zip(requests, texts, strict=True)]
+            return self._run(gathered, may_show_progress=use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers to conversations: one (a list of messages) or several (a list of lists). See `generate`."""
+        is_one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: Sequence[Any] = [messages] if is_one else messages
+        prompts: list[Prompt] = []
+        for number, conversation in enumerate(conversations):
+            if not conversation:
+                raise RequestError(f"conversation {number} is empty; give at least one message", field="messages")
+            text = self._template.render(
+                conversation,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                continue_final_message=continue_final_message,
+                extra=chat_template_kwargs,
+            )
+            token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+            prompts.append({"prompt": text, "prompt_token_ids": token_ids})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TokenChunk]:
+        """The chunks of one answer as they are made; closing the iterator cancels the rest.
+
+        Raises RequestError if the request is impossible, RidgelineError if it fails while it runs.
+        """
+        request = self._requests([prompt], sampling_params, 0)[0]
+        with self._lock:
+            self._engine.add(request)
+            try:
+                while self._engine.is_running(request.request_id):
+                    for chunk in self._engine.step():
+                        if chunk.error is not None:
+                            raise RidgelineError(chunk.error)
+                        yield chunk
+            finally:
+                self._engine.cancel(request.request_id)
+
+    @property
+    def model(self) -> EngineModel:
+        """What was opened."""
+        return self._engine.model
+
+    def statistics(self) -> EngineStatistics:
+        """How the engine is, now and so far."""
+        return self._engine.statistics()
+
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer: `encode`, `decode`."""
+        return self._tokenizer
+
+    def close(self) -> None:
+        """Give back memory, threads and files; harmless the second time."""
+        self._engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _requests(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int],
+    ) -> list[Request]:
+        samplings = _for_each(sampling_params or SamplingParams(), SamplingParams, len(prompts), "sampling_params")
+        priorities = _for_each(priority, int, len(prompts), "priority")
+        requests = []
+        for number, (prompt, sampling, urgency) in enumerate(zip(prompts, samplings, priorities, strict=True)):
+            request = Request(
+                request_id=f"llm-{next(self._numbers)}",
+                prompt_token_ids=self._token_ids(prompt, number),
+                sampling=sampling,
+                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+                priority=urgency,
+            )
+            try:
+                self._engine.check(request)
+            except RequestError as error:
+                if len(prompts) == 1:
+                    raise
+                raise RequestError(f"prompt {number}: {error.message}", hint=error.hint, field=error.field) from None
+            requests.append(request)
+        return requests
+
+    def _token_ids(self, prompt: Prompt, number: int) -> tuple[int, ...]:
+        if isinstance(prompt, Mapping):
+            if "prompt_token_ids" in prompt:
+                prompt = prompt["prompt_token_ids"]
+            elif isinstance(prompt.get("prompt"), str):
+                prompt = prompt["prompt"]
+        if isinstance(prompt, str):
+            return tuple(self._tokenizer.encode(prompt, add_special_tokens=True))
+        if isinstance(prompt, Sequence) and all(type(token_id) is int for token_id in prompt):
+            return tuple(int(token_id) for token_id in prompt)
+        raise RequestError(
+            f"prompt {number} is {type(prompt).__name__}; a prompt is a text, a list of token ids, "
+            'or {"prompt": text} or {"prompt_token_ids": ids}',
+            field="prompts",
+        )
+
+    def _run(self, answers: list[_Answer], *, may_show_progress: bool) -> list[RequestOutput]:
+        """Feed the engine as far as its queue has room, and step until all is answered."""
+        by_id = {answer.request.request_id: answer for answer in answers}
+        waiting = iter(answers)
+        next_answer = next(waiting, None)
+        num_left = len(answers)
+        with _progress(len(answers), may_show_progress) as bar:
+            try:
+                while num_left:
+                    while next_answer is not None:
+                        try:
+                            self._engine.add(next_answer.request)
+                        except OverloadedError:
+                            break
+                        next_answer = next(waiting, None)
+                    for chunk in self._engine.step():
+                        answer = by_id[chunk.request_id]
+                        answer.take(chunk)
+                        if chunk.finish_reason is not None and not answer.num_open:
+                            num_left -= 1
+                            bar.update()
+            finally:
+                if num_left:
+                    for request_id in by_id:
+                        self._engine.cancel(request_id)
+        return [answer.output() for answer in answers]
+
+
+class _Answer:
+    """Gathers the chunks of one request. Holds: what came so far, by sample."""
+
+    def __init__(self, request: Request, prompt: str | None) -> None:
+        self.request = request
+        self.num_open = request.sampling.n
+        self._prompt = prompt
+        self._chunks: list[list[TokenChunk]] = [[] for _ in range(request.sampling.n)]
+
+    def take(self, chunk: TokenChunk) -> None:
+        """Add a chunk."""
+        self._chunks[chunk.sample_index].append(chunk)
+        self.num_open -= chunk.finish_reason is not None
+
+    def output(self) -> RequestOutput:
+        """The whole answer. A sample that failed says so: its reason is "error", its stop_reason the error."""
+        prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+        timing: RequestTiming | None = None
+        for chunk in self._chunks[0]:
+            prompt_logprobs = chunk.prompt_logprobs or prompt_logprobs
+            timing = chunk.timing or timing
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=tuple(self._sample(index, chunks) for index, chunks in enumerate(self._chunks)),
+            prompt_logprobs=prompt_logprobs,
+            timing=timing,
+            seed=self.request.seed,
+        )
+
+    def _sample(self, index: int, chunks: list[TokenChunk]) -> SequenceOutput:
+        last = chunks[-1]
+        reason = FinishReason.ERROR if last.finish_reason is None else last.finish_reason
+        wants_logprobs = self.request.sampling.logprobs is not None
+        return SequenceOutput(
+            index=index,
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
+            finish_reason=reason.value,
+            stop_reason=last.stop_reason if last.error is None else last.error,
+            logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs) if wants_logprobs else None,
+        )
+
+
+def _refuse_option(name: str) -> NoReturn:
+    near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, OPTIONS, n=1)
+    raise UserError(
+        f"LLM has no option {name!r}; there are {', '.join(OPTIONS)}",
+        hint=f"did you mean {near[0]}?" if near else "everything else is decided from the model and the machine",
+        field=name,
+    )
+
+
+def _is_one(prompts: object) -> bool:
+    """Whether this is one prompt: a text, a mapping, or token ids."""
+    if isinstance(prompts, (str, Mapping)):
+        return True
+    return isinstance(prompts, Sequence) and bool(prompts) and all(type(each) is int for each in prompts)
+
+
+def _text_of(prompt: Prompt) -> str | None:
+    if isinstance(prompt, Mapping):
+        prompt = prompt.get("prompt", ())
+    return prompt if isinstance(prompt, str) else None
+
+
+def _for_each(given: Any, kind: type, num_prompts: int, name: str) -> list[Any]:
+    if isinstance(given, kind):
+        return [given] * num_prompts
+    if not isinstance(given, Sequence) or not all(isinstance(each, kind) for each in given):
+        raise RequestError(f"{name} is {type(given).__name__}; give one {kind.__name__} or a list of them", field=name)
+    if len(given) != num_prompts:
+        raise RequestError(f"{name} has {len(given)} entries for {num_prompts} prompts", field=name)
+    return list(given)
+
+
+def _progress(total: int, may_show: bool) -> Any:
+    # Any: tqdm has no types of its own. Imported here because most callers draw no bar.
+    from tqdm import tqdm
+
+    return tqdm(total=total, disable=not may_show, file=sys.stderr, unit="request")
