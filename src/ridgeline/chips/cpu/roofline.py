@@ -84,3 +84,8 @@ def _write(path: Path, content: dict[str, dict[str, object]]) -> None:
         os.replace(temporary, path)
     except OSError:
         return
+
+
+def forget(folder: Path) -> None:
+    """Drop what was kept, so that the next start measures again."""
+    (folder / "roofline.json").unlink(missing_ok=True)

@@ -1,130 +1,15 @@
-// The text of attention, compiled once for each instruction set (see vector.h), and its products in float.
-//
-// A row is one query head of one token. attention_bf16.h has the products for processors that multiply bfloat16; it
-// defines RIDGELINE_BF16 and includes this file for the rest.
+// The text of attention, compiled once for each instruction set (see vector.h). With RIDGELINE_BF16 defined, products of
+// bf16 and int8 keys and values run on the processor's bfloat16 instructions, else in float.
 #pragma once
 
-#include "attention.h"
-#include "vector.h"
+#include "attention_float.h"
+#include "attention_state.h"
+#include "attention_store.h"
+#if defined(RIDGELINE_BF16)
+#include "attention_bf16.h"
+#endif
 
 namespace ridgeline::RIDGELINE_ISA {
-
-constexpr float MINUS_INFINITY = -__builtin_inff();
-constexpr float LOG2_E = 1.44269504f;
-constexpr int KEY_VECTORS = static_cast<int>(PAGE_SLOTS) / LANES;
-
-// ---- storing ----
-
-static void store_key_value(bool is_f32, int64_t head_width, const float* key, const float* value, int64_t slot,
-                            bool clear_next, uint8_t* block) {
-    const int64_t stride = value_stride(head_width);
-    if (is_f32) {
-        float* keys = reinterpret_cast<float*>(block);
-        float* values = keys + head_width * PAGE_SLOTS + slot * stride;
-        for (int64_t c = 0; c < head_width; ++c) keys[c * PAGE_SLOTS + slot] = key[c];
-        for (int64_t c = 0; c < head_width; ++c) values[c] = value[c];
-        for (int64_t c = head_width; c < stride; ++c) values[c] = 0.0f;
-        return;
-    }
-    uint16_t* keys = reinterpret_cast<uint16_t*>(block);
-    uint16_t* values = keys + head_width * PAGE_SLOTS + slot / 2 * 2 * stride + slot % 2;
-    for (int64_t c = 0; c < head_width; c += 2) {
-        const uint32_t pair = to_bf16(key[c]) | static_cast<uint32_t>(to_bf16(key[c + 1])) << 16;
-        std::memcpy(keys + c * PAGE_SLOTS + slot * 2, &pair, 4);
-    }
-    if (slot % 2 == 0 && clear_next) {
-        for (int64_t c = 0; c < head_width; ++c) {
-            const uint32_t pair = to_bf16(value[c]);
-            std::memcpy(values + c * 2, &pair, 4);
-        }
-    } else {
-        for (int64_t c = 0; c < head_width; ++c) values[c * 2] = to_bf16(value[c]);
-    }
-    for (int64_t c = head_width; c < stride; ++c) values[c * 2] = 0;
-}
-
-// An int8 block: codes of keys, codes of values, key scales, key lows, value scales.
-struct Codes {
-    const uint8_t* keys;
-    const int8_t* values;
-    const float *key_scales, *key_lows, *value_scales;
-};
-
-RIDGELINE_INLINE Codes codes_of(const uint8_t* block, int64_t head_width) {
-    const int64_t stride = value_stride(head_width);
-    const float* scales = reinterpret_cast<const float*>(block + (head_width + stride) * PAGE_SLOTS);
-    return {block, reinterpret_cast<const int8_t*>(block + head_width * PAGE_SLOTS), scales, scales + head_width,
-            scales + 2 * head_width};
-}
-
-static void quantise_keys(int64_t head_width, const uint16_t* keys, uint8_t* codes, float* scales, float* lows) {
-    for (int64_t c = 0; c < head_width; ++c) {
-        const int64_t first = c / 2 * 2 * PAGE_SLOTS + c % 2;
-        float low = from_bf16(keys[first]), high = low;
-        for (int64_t slot = 1; slot < PAGE_SLOTS; ++slot) {
-            const float key = from_bf16(keys[first + slot * 2]);
-            low = key < low ? key : low;
-            high = key > high ? key : high;
-        }
-        const float span = high - low, inverse = span > 0 ? 255.0f / span : 0.0f;
-        scales[c] = span / 255.0f;
-        lows[c] = low;
-        for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot) {
-            const float code = std::nearbyint((from_bf16(keys[first + slot * 2]) - low) * inverse);
-            codes[first + slot * 2] = static_cast<uint8_t>(code < 0 ? 0 : code > 255 ? 255 : code);
-        }
-    }
-}
-
-static void quantise_values(int64_t head_width, const uint16_t* values, int8_t* codes, float* scales) {
-    const int64_t stride = value_stride(head_width);
-    for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot) {
-        const int64_t first = slot / 2 * 2 * stride + slot % 2;
-        float peak = 0.0f;
-        for (int64_t c = 0; c < head_width; ++c) {
-            const float size = std::fabs(from_bf16(values[first + c * 2]));
-            peak = size > peak ? size : peak;
-        }
-        const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-        scales[slot] = peak / 127.0f;
-        for (int64_t c = 0; c < stride; ++c) {
-            const float code = c < head_width ? std::nearbyint(from_bf16(values[first + c * 2]) * inverse) : 0.0f;
-            codes[first + c * 2] = static_cast<int8_t>(code < -127 ? -127 : code > 127 ? 127 : code);
-        }
-    }
-}
-
-static void quantise_block(int64_t head_width, const uint8_t* plain, uint8_t* block) {
-    const uint16_t* keys = reinterpret_cast<const uint16_t*>(plain);
-    const Codes codes = codes_of(block, head_width);
-    quantise_keys(head_width, keys, block, const_cast<float*>(codes.key_scales), const_cast<float*>(codes.key_lows));
-    quantise_values(head_width, keys + head_width * PAGE_SLOTS, const_cast<int8_t*>(codes.values),
-                    const_cast<float*>(codes.value_scales));
-}
-
-// ---- the rows of a block of queries ----
-
-struct Rows {
-    int64_t count, head_width, stride;
-    float scale, softcap;
-    float* q;            // [row][stride]
-    uint16_t* q_bf16;    // [row][stride]
-    float* weighted;     // [row][stride], of the span that is being walked
-    float* total;        // [row][stride], of the spans before it
-    float* maxima;       // [row], in powers of two
-    float* sums;         // [row][16]
-    float* total_maxima;
-    float* total_sums;
-    int32_t* first;      // [row] first position that is seen
-    int32_t* last;       // [row] the row's own position
-    uint8_t* page;       // room for a dequantised page
-};
-
-struct Page {
-    const uint8_t* block;
-    bool has_codes;
-    int64_t first_position;
-};
 
 static Rows rows_of(const AttendRequest& request, const QueryBlock& block, int64_t kv_head, uint8_t* scratch) {
     const int64_t group = request.num_query_heads / request.layer.num_heads;
@@ -170,100 +55,12 @@ static void begin_span(const Rows& rows) {
     std::memset(rows.weighted, 0, static_cast<size_t>(rows.count * rows.stride) * 4);
 }
 
-// ---- products in float ----
-
-#if !defined(RIDGELINE_BF16)
-
-// A page as float keys [C][64] and values [64][S], whatever it is kept as.
-static void unpack_page(const Rows& rows, const KvFormat format, const Page& page, float* keys, float* values) {
-    const int64_t width = rows.head_width, stride = rows.stride;
-    if (page.has_codes) {
-        const Codes codes = codes_of(page.block, width);
-        for (int64_t c = 0; c < width; ++c)
-            for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot)
-                keys[c * PAGE_SLOTS + slot] =
-                    codes.key_lows[c] + codes.key_scales[c] * codes.keys[c / 2 * 2 * PAGE_SLOTS + slot * 2 + c % 2];
-        for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot)
-            for (int64_t c = 0; c < stride; ++c)
-                values[slot * stride + c] =
-                    codes.value_scales[slot] * codes.values[slot / 2 * 2 * stride + c * 2 + slot % 2];
-        return;
-    }
-    if (format == KvFormat::F32) {
-        std::memcpy(keys, page.block, static_cast<size_t>((width + stride) * PAGE_SLOTS) * 4);
-        return;
-    }
-    const uint16_t* source = reinterpret_cast<const uint16_t*>(page.block);
-    for (int64_t c = 0; c < width; c += 2)
-        for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot) {
-            keys[c * PAGE_SLOTS + slot] = from_bf16(source[c * PAGE_SLOTS + slot * 2]);
-            keys[(c + 1) * PAGE_SLOTS + slot] = from_bf16(source[c * PAGE_SLOTS + slot * 2 + 1]);
-        }
-    source += width * PAGE_SLOTS;
-    for (int64_t slot = 0; slot < PAGE_SLOTS; slot += 2)
-        for (int64_t c = 0; c < stride; ++c) {
-            values[slot * stride + c] = from_bf16(source[slot * stride + c * 2]);
-            values[(slot + 1) * stride + c] = from_bf16(source[slot * stride + c * 2 + 1]);
-        }
-}
-
-// The weights of one row's 64 keys, not yet divided by their sum, in `weights`; returns what older sums shrink by.
-static float weigh(const Rows& rows, int64_t row, const float* keys, int64_t first, int64_t last, float* weights) {
-    Floats scores[KEY_VECTORS] = {};
-    const float* q = rows.q + row * rows.stride;
-    for (int64_t c = 0; c < rows.head_width; ++c)
-        for (int j = 0; j < KEY_VECTORS; ++j) scores[j] += load(keys + c * PAGE_SLOTS + j * LANES) * q[c];
-    Floats peak = broadcast(MINUS_INFINITY);
-    for (int j = 0; j < KEY_VECTORS; ++j) {
-        Floats score = scores[j] * rows.scale;
-        if (rows.softcap > 0) score = tanh_of(score / rows.softcap) * rows.softcap;
-        score = score * LOG2_E;
-        Ints slot;
-        for (int lane = 0; lane < LANES; ++lane) slot[lane] = j * LANES + lane;
-        const Ints seen = (slot >= static_cast<int32_t>(first)) & (slot <= static_cast<int32_t>(last));
-        scores[j] = select(seen, score, broadcast(MINUS_INFINITY));
-        peak = maximum(peak, scores[j]);
-    }
-    const float old_maximum = rows.maxima[row], new_peak = largest(peak);
-    const float maximum = new_peak > old_maximum ? new_peak : old_maximum;
-    const float base = maximum == MINUS_INFINITY ? 0.0f : maximum;
-    float* sums = rows.sums + row * 16;
-    const Floats shrink = exp2_of(broadcast(old_maximum - base));
-    Floats total = load(sums) * shrink;
-    for (int j = 0; j < KEY_VECTORS; ++j) {
-        const Floats weight = exp2_of(scores[j] - base);
-        store(weights + j * LANES, weight);
-        total += weight;
-    }
-    store(sums, total);
-    rows.maxima[row] = maximum;
-    return shrink[0];
-}
-
-static void attend_page(const Rows& rows, const KvFormat format, const Page& page) {
-    float* keys = reinterpret_cast<float*>(rows.page);
-    float* values = keys + rows.head_width * PAGE_SLOTS;
-    unpack_page(rows, format, page, keys, values);
-    for (int64_t row = 0; row < rows.count; ++row) {
-        const int64_t first = rows.first[row] - page.first_position, last = rows.last[row] - page.first_position;
-        if (last < 0 || first >= PAGE_SLOTS) continue;
-        float weights[PAGE_SLOTS];
-        const float shrink = weigh(rows, row, keys, first, last, weights);
-        const int64_t num_slots = last < PAGE_SLOTS - 1 ? last + 1 : PAGE_SLOTS;
-        float* weighted = rows.weighted + row * rows.stride;
-        for (int64_t c = 0; c < rows.stride; c += LANES) {
-            Floats y = load(weighted + c) * shrink;
-            for (int64_t slot = 0; slot < num_slots; ++slot) y += load(values + slot * rows.stride + c) * weights[slot];
-            store(weighted + c, y);
-        }
-    }
-}
-
-#else
-
-static void attend_page(const Rows& rows, KvFormat format, const Page& page);
-
+static void attend_page(const Rows& rows, KvFormat format, const Page& page) {
+#if defined(RIDGELINE_BF16)
+    if (format != KvFormat::F32) return attend_page_in_bf16(rows, page);
 #endif
+    attend_page_in_floats(rows, format, page);
+}
 
 // ---- spans, in order ----
 
@@ -328,19 +125,19 @@ static void attend(const AttendRequest& request, const QueryBlock& block, int64_
     const StepView& step = *request.step;
     const Rows rows = rows_of(request, block, kv_head, scratch);
     const int64_t first_page = rows.first[0] / PAGE_SLOTS, own_page = rows.last[0] / PAGE_SLOTS;
+    const auto block_at = [&](int64_t index) -> const uint8_t* {
+        if (layer.format != KvFormat::Int8 || index == own_page)
+            return plain_block(layer, request.staging, step, block.sequence, index, kv_head);
+        const int64_t page = step.page(block.sequence, index);
+        return layer.pages + (page * layer.num_heads + kv_head) * block_bytes(layer.format, layer.head_width);
+    };
     for (int64_t span = spans.begin; span < spans.end; ++span) {
         begin_span(rows);
         for (int64_t index = span * SPAN_PAGES; index < (span + 1) * SPAN_PAGES; ++index) {
             if (index < first_page || index > own_page) continue;
-            Page page{nullptr, false, index * PAGE_SLOTS};
-            if (layer.format == KvFormat::Int8 && index < own_page) {
-                page.has_codes = true;
-                page.block = layer.pages + (step.page(block.sequence, index) * layer.num_heads + kv_head) *
-                                               block_bytes(layer.format, layer.head_width);
-            } else {
-                page.block = plain_block(layer, request.staging, step, block.sequence, index, kv_head);
-            }
-            attend_page(rows, layer.format, page);
+            const bool has_codes = layer.format == KvFormat::Int8 && index < own_page;
+            const uint8_t* next = index < own_page ? block_at(index + 1) : nullptr;
+            attend_page(rows, layer.format, {block_at(index), has_codes, index * PAGE_SLOTS, next});
         }
         if (partial != nullptr)
             write_partial(rows, partial);
