@@ -1,7 +1,7 @@
-"""Make the golden files of `families/`: tiny checkpoints of each family, and the logits that transformers computes for them.
+"""Make the golden files of `families/`: tiny checkpoints of each family, and the logits that transformers computes.
 
-Run by hand where torch and transformers are installed (`python tests/golden/make_families.py`); tests read what it wrote.
-Weights are random, spread so that attention is far from uniform, and rounded to bfloat16, which is how they are stored.
+Run by hand where torch and transformers are installed (`python tests/golden/make_families.py`); tests read what it
+wrote. Weights are random, spread so that attention is far from uniform, and rounded to bfloat16, as they are stored.
 """
 
 from __future__ import annotations

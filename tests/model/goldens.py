@@ -1,4 +1,4 @@
-"""The golden checkpoints of `tests/golden/families`, as they are and as the GGUF files that they would be converted to."""
+"""The golden checkpoints of `tests/golden/families`, as they are and as the GGUF files that conversion would make."""
 
 from __future__ import annotations
 

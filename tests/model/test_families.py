@@ -117,8 +117,8 @@ OLD_STYLES = {
     },
     "llama_linear_tied_biased": {"rope_scaling": {"type": "linear", "factor": 4.0}},
     "gemma3": {
-        "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-        "layer_types": None, "sliding_window_pattern": 6,
+        "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "layer_types": None, "sliding_window_pattern": 6,
     },
     "qwen2": {"rope_theta": 1000000.0, "layer_types": None},
     "gemma2": {"layer_types": None},

@@ -29,8 +29,11 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-ROWS_AT_ONCE = 1024
-"""Rows of a weight that are multiplied by all tokens before the next ones: they stay in the cache meanwhile."""
+WEIGHTS_OF_A_PRODUCT = 9000
+"""Weights of one call into numpy's BLAS: OpenBLAS takes threads from 9216 on, which wait for one another where others
+are at work, a thousand times longer than the product takes, and could split a sum."""
+WEIGHTS_AT_ONCE = 1 << 19
+"""Weights that are multiplied by all tokens before the next ones: they stay in the cache meanwhile."""
 
 
 class ReferenceWeight:
@@ -59,11 +62,17 @@ class ReferenceOps(ComposedOps[Array, ReferenceWeight, ReferencePages]):
     def linear(self, x_TD: Array, weight: ReferenceWeight, bias: ReferenceWeight | None = None) -> Array:
         """y_TF = x_TD @ weight_FD.T + bias_F, as one product of matrix and vector per token."""
         weight_FD = weight.values
-        columns_TD1 = np.ascontiguousarray(x_TD, dtype=np.float32)[:, :, None]
-        y_TF = np.empty((len(x_TD), len(weight_FD)), dtype=np.float32)
-        for start in range(0, len(weight_FD), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            y_TF[:, rows] = np.matmul(weight_FD[rows], columns_TD1)[:, :, 0]
+        num_rows, width = weight_FD.shape
+        columns_T1D1 = np.ascontiguousarray(x_TD, dtype=np.float32)[:, None, :, None]
+        y_TF = np.empty((len(x_TD), num_rows), dtype=np.float32)
+        few = max(1, WEIGHTS_OF_A_PRODUCT // width)
+        many = max(1, WEIGHTS_AT_ONCE // (few * width)) * few
+        whole = num_rows // few * few
+        for start in range(0, whole, many):
+            rows = weight_FD[start : min(start + many, whole)].reshape(-1, few, width)
+            y_TF[:, start : start + len(rows) * few] = np.matmul(rows, columns_T1D1).reshape(len(x_TD), -1)
+        if whole < num_rows:
+            y_TF[:, whole:] = np.matmul(weight_FD[None, whole:], columns_T1D1)[:, 0, :, 0]
         return y_TF if bias is None else y_TF + bias.values
 
     def add(self, x: Array, y: Array) -> Array:
