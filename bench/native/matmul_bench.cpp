@@ -1,11 +1,11 @@
 // Measures the matrix products of the CPU chip beside the machine's own limits, in one run.
 //
 //   matmul_bench [--threads N] [--formats Q4_K,Q5_0] [--shapes 4864x896,896x4864] [--rows 1,8,512] [--isa avx512]
-//                [--clock wall|cpu]
+//                [--clock wall|cpu] [--copies N]
 //
 // One line for each format, shape and number of rows: the time of a product, operations and weight bytes per second, and
 // what share of the peak loop and of the read loop that is. Weights go through 192 MB of copies, so that no cache holds
-// them between products. The loops run before every format. With the clock "cpu" and one thread, time is what the
+// them between products (with --copies 1 and a small shape, caches do: that is the speed of the arithmetic). The loops run before every format. With the clock "cpu" and one thread, time is what the
 // processor spent on it: where other programs take their share of the cores, that is the number to trust for products
 // that compute (not for those that wait for memory).
 #include <algorithm>
@@ -40,6 +40,7 @@ constexpr Named FORMATS[] = {
 
 struct Options {
     int threads = 2;
+    size_t copies = 0;
     std::vector<std::string> formats, shapes, rows;
 };
 
@@ -120,7 +121,7 @@ void bench_shape(ThreadPool& pool, const Named& named, int64_t rows, int64_t wid
                  uint8_t* arena, size_t arena_bytes, Limits& limits) {
     if (width % named.block_values != 0) return;
     const size_t packed = packed_bytes(named.format, rows, width);
-    const size_t copies = std::max<size_t>(1, arena_bytes / packed);
+    const size_t copies = options.copies != 0 ? options.copies : std::max<size_t>(1, arena_bytes / packed);
     {
         std::mt19937_64 random(1);
         const auto source_bytes = static_cast<size_t>(rows * width / named.block_values * named.block_bytes);
@@ -156,7 +157,7 @@ void bench_shape(ThreadPool& pool, const Named& named, int64_t rows, int64_t wid
         };
         const double once = product(1);
         const int64_t count = std::clamp<int64_t>(static_cast<int64_t>(0.02 / once), 1, 4096);
-        double best = once;
+        double best = product(count);
         for (int repeat = 0; repeat < 5; ++repeat) best = std::min(best, product(count));
         const double operations = 2.0 * static_cast<double>(m * rows * width) / best;
         const double bandwidth = static_cast<double>(packed) / best;
@@ -181,6 +182,7 @@ int main(int argc, char** argv) {
         if (name == "--formats") options.formats = split(argv[i + 1]);
         if (name == "--shapes") options.shapes = split(argv[i + 1]);
         if (name == "--rows") options.rows = split(argv[i + 1]);
+        if (name == "--copies") options.copies = static_cast<size_t>(std::atoi(argv[i + 1]));
         if (name == "--clock") use_cpu_clock = std::strcmp(argv[i + 1], "cpu") == 0;
         if (name == "--isa" && !set_instruction_set(argv[i + 1])) {
             std::fprintf(stderr, "this CPU cannot run %s\n", argv[i + 1]);
