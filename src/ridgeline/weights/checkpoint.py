@@ -22,7 +22,7 @@ class Checkpoint(Protocol):
 
     @property
     def kind(self) -> str:
-        """"gguf" or "safetensors": which naming convention the tensors and hyper-parameters follow."""
+        """Which naming convention the tensors and hyper-parameters follow: "gguf" or "safetensors"."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -74,6 +74,9 @@ def _has_first_part(path: Path, files: list[Path]) -> bool:
 
 
 def _open_file(path: Path) -> Checkpoint:
+    if not path.is_file():
+        # Opening a pipe would wait for ever.
+        raise ModelFileError(f"{path}: is neither a file nor a folder")
     head = _refuse_foreign(path)
     if head.startswith(b"GGUF"):
         return _open_gguf(path)

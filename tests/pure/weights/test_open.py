@@ -86,6 +86,14 @@ def test_safetensors_without_configuration(tmp_path):
         open_checkpoint(tmp_path / "model.safetensors")
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(ModelFileError, match=r"m\.gguf: is neither a file nor a folder"):
+        open_checkpoint(tmp_path / "m.gguf")
+    with pytest.raises(ModelFileError, match="holds no weights"):
+        open_checkpoint(tmp_path)
+
+
 def test_what_does_not_exist_or_may_not_be_read(tmp_path):
     with pytest.raises(ModelFileError, match="no such file or folder"):
         open_checkpoint(tmp_path / "nothing.gguf")
