@@ -15,7 +15,8 @@ import secrets
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +45,9 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
 Message = Mapping[str, Any]
 """{"role": ..., "content": ...}."""
+
+MAP_WINDOW = 512
+"""Jobs of `LLM.map` that are under way or wait to be handed out: enough to fill any step, few enough to queue."""
 
 OPTIONS = (
     "chip", "num_threads", "context_tokens", "memory_bytes", "kv_format", "goal_seconds_per_token", "cache_folder",
@@ -159,15 +163,14 @@ class LLM:
         for number, conversation in enumerate(conversations):
             if not conversation:
                 raise RequestError(f"conversation {number} is empty; give at least one message", field="messages")
-            text = self._template.render(
+            prompt = self._chat_prompt(
                 conversation,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
                 extra=chat_template_kwargs,
             )
-            token_ids = self._tokenizer.encode(text, add_special_tokens=False)
-            prompts.append({"prompt": text, "prompt_token_ids": token_ids})
+            prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TokenChunk]:
@@ -186,6 +189,62 @@ class LLM:
                         yield chunk
             finally:
                 self._engine.cancel(request.request_id)
+
+    def stream_chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Iterator[TokenChunk]:
+        """The chunks of the answer to a conversation; see `stream`."""
+        if not messages:
+            raise RequestError("messages is empty; give at least one message", field="messages")
+        return self.stream(self._chat_prompt(messages), sampling_params)
+
+    def map(
+        self, jobs: Iterable[tuple[Prompt | Sequence[Message], SamplingParams]]
+    ) -> Iterator[RequestOutput | UserError]:
+        """Answers to any number of jobs, in their order, with as many side by side as the engine takes.
+
+        A job is a prompt, or a conversation (a list of messages), with its sampling. Jobs are read as there is room for
+        them, so a list of millions needs no memory. One that is impossible gives its error in its place.
+        """
+        with self._lock:
+            source = iter(jobs)
+            by_id: dict[str, _Answer] = {}
+            window: deque[_Answer | UserError] = deque()
+            is_exhausted = False
+            try:
+                while window or not is_exhausted:
+                    while not is_exhausted and len(window) < MAP_WINDOW:
+                        job = next(source, None)
+                        if job is None:
+                            is_exhausted = True
+                            break
+                        entry = self._begin(*job)
+                        window.append(entry)
+                        if isinstance(entry, _Answer):
+                            by_id[entry.request.request_id] = entry
+                    while window and (isinstance(window[0], UserError) or not window[0].num_open):
+                        first = window.popleft()
+                        yield first if isinstance(first, UserError) else first.output()
+                    if not window:
+                        continue
+                    for chunk in self._engine.step():
+                        by_id[chunk.request_id].take(chunk)
+                        if not by_id[chunk.request_id].num_open:
+                            del by_id[chunk.request_id]
+            finally:
+                for request_id in by_id:
+                    self._engine.cancel(request_id)
+
+    def _begin(self, prompt: Prompt | Sequence[Message], sampling: SamplingParams) -> _Answer | UserError:
+        """Hand one job to the engine."""
+        try:
+            if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+                prompt = self._chat_prompt(prompt)  # type: ignore[arg-type]
+            (request,) = self._requests([prompt], sampling, 0)  # type: ignore[list-item]
+            self._engine.add(request)
+        except UserError as error:
+            return error
+        return _Answer(request, _text_of(prompt))  # type: ignore[arg-type]
 
     @property
     def model(self) -> EngineModel:
@@ -209,6 +268,24 @@ class LLM:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        text = self._template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            continue_final_message=continue_final_message,
+            extra=extra,
+        )
+        return {"prompt": text, "prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
 
     def _requests(
         self,

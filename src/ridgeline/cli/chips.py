@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Mapping
 
-from ridgeline.chips.cpu.chip import CpuChip
+from ridgeline.chips.cpu.chip import ARITHMETIC, CpuChip
 from ridgeline.chips.cpu.roofline import forget
 from ridgeline.chips.published import published_chips
 from ridgeline.cli.words import bytes_in_words, table
+from ridgeline.ops.chip import Arithmetic
 from ridgeline.weights.cache_folder import default_cache_folder
 
 
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _peaks(bandwidth_bytes_per_second: float, operations_per_second: Mapping[str, float]) -> tuple[str, ...]:
-    peaks = [operations_per_second.get(kind) for kind in ("int8", "bf16", "fp32")]
+def _peaks(bandwidth_bytes_per_second: float, operations_per_second: Mapping[Arithmetic, float]) -> tuple[str, ...]:
+    peaks = [operations_per_second.get(kind) for kind in ARITHMETIC]
     shown = [f"{peak / 1e12:.2f}" if peak is not None else "-" for peak in peaks]
     return (f"{bandwidth_bytes_per_second / 1e9:.0f}", *shown)
