@@ -70,7 +70,8 @@ class ReferenceOps(ComposedOps[Array, ReferenceWeight, ReferencePages]):
         whole = num_rows // few * few
         for start in range(0, whole, many):
             rows = weight_FD[start : min(start + many, whole)].reshape(-1, few, width)
-            y_TF[:, start : start + len(rows) * few] = np.matmul(rows, columns_T1D1).reshape(len(x_TD), -1)
+            num_found = len(rows) * few
+            y_TF[:, start : start + num_found] = np.matmul(rows, columns_T1D1).reshape(len(x_TD), num_found)
         if whole < num_rows:
             y_TF[:, whole:] = np.matmul(weight_FD[None, whole:], columns_T1D1)[:, 0, :, 0]
         return y_TF if bias is None else y_TF + bias.values
