@@ -215,7 +215,7 @@ def _gemma3_ropes(description: Description, head_width: int) -> tuple[RopeSpec, 
     """(rope of layers without a window, of layers with one): new files nest both, old ones scale only the first."""
     facts = description.facts
     both = facts.nested("rope_parameters")
-    if both is None:
+    if both is None or (both.find("full_attention") is None and both.find("sliding_attention") is None):
         local_base = facts.number("rope_local_base_freq", default=LOCAL_BASE)
         local = RopeSpec(frequencies=plain_frequencies(local_base, head_width))
         return config_rope(description, head_width, default_base=GLOBAL_BASE), local
