@@ -1,9 +1,9 @@
 """Where the time of a step goes: each kind of op of a real model's decode and prefill steps on the CPU chip.
 
-    python bench/step_profile.py MODEL.gguf [--context 128] [--prefill 512] [--threads N] [--kv bf16] [--steps 30]
+    python bench/step_profile.py MODEL.gguf --context 128 --prefill 512 --batch 1 --kv bf16
 
-Prints milliseconds, share and (for products) GB/s of weights per kind of op, and the whole step against the loop that
-only reads memory, run before and after.
+Prints, for the fastest of some steps, milliseconds, share and (for products) GB/s of weights per kind of op, and the
+whole step against the loop that only reads memory, run before and after.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def run(options, chip, model, compiled, pages_each) -> None:
         median, best = measured(prefill, 3)
         print(f"\nprefill {options.prefill}: median {1e3 * median:.1f} ms, best {1e3 * best:.1f} ms: ", end="")
         print(f"{options.prefill / best:.0f} tokens/s")
-        table(compiled, lambda: measured(prefill, 1), 1)
+        table(compiled, lambda: measured(prefill, 1), 3)
     for n in range(options.batch):
         limit = max(options.prefill, options.batch)
         for first in range(0, options.context, limit):
@@ -97,8 +97,9 @@ def run(options, chip, model, compiled, pages_each) -> None:
     loop = read_rate(chip)
     median, best = measured(decode, options.steps)
     loop = max(loop, read_rate(chip))
-    print(f"\ndecode at {options.context}, batch {options.batch}: median {1e3 * median:.2f} ms, best {1e3 * best:.2f} ms: ")
-    total = table(compiled, lambda: measured(decode, options.steps), options.steps)
+    print(f"\ndecode at {options.context}, batch {options.batch}: ", end="")
+    print(f"median {1e3 * median:.2f} ms, best {1e3 * best:.2f} ms")
+    total = table(compiled, lambda: measured(decode, 1), options.steps)
     print(f"read loop {loop / 1e9:.1f} GB/s; weights {total / 1e6:.1f} MB a step: ", end="")
     print(f"{total / best / 1e9:.1f} GB/s best = {100 * total / best / loop:.1f} %, ", end="")
     print(f"median {100 * total / median / loop:.1f} %; {options.batch / median:.1f} tokens/s median")
@@ -109,16 +110,19 @@ def read_rate(chip: CpuChip) -> float:
 
 
 def table(compiled: CpuCompiledStep, measure, count: int) -> int:
-    """Prints each kind of op; returns the bytes of weights that a step reads."""
-    compiled.set_timing(True)
-    median, best = measure()
-    times = compiled.record_times()
+    """Prints each kind of op in the fastest of `count` steps; returns the bytes of weights of a step."""
+    runs = []
+    for _ in range(count):
+        compiled.set_timing(True)
+        measure()
+        runs.append(compiled.record_times())
     compiled.set_timing(False)
+    times = min(runs, key=lambda run: sum(entry.seconds for entry in run))
     by_kind: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0])
     for entry in times:
         formats = "+".join(sorted({BY_GGUF_TYPE[number].name for number in entry.weight_formats}))
         row = by_kind[f"{entry.kind} {formats}"]
-        row[0] += entry.seconds / count
+        row[0] += entry.seconds
         row[1] += entry.weight_bytes
         row[2] += 1
     total = sum(row[0] for row in by_kind.values())

@@ -30,9 +30,7 @@ ARITHMETIC: tuple[Arithmetic, ...] = ("int8", "bf16", "fp32")
 class CpuChip:
     """The CPUs of this machine. Holds: a pool of threads, adopted weights, `notices` for the person at the terminal."""
 
-    def __init__(
-        self, *, cache_folder: Path | None = None, num_threads: int | None = None, fuse: bool = True
-    ) -> None:
+    def __init__(self, *, cache_folder: Path | None = None, num_threads: int | None = None, fuse: bool = True) -> None:
         """Open the chip.
 
         Args:

@@ -32,7 +32,7 @@ def uses_of(nodes: Sequence[Node]) -> dict[Value, list[int]]:
 
 
 def _with_sums_in_place(nodes: list[Node], result: Value) -> list[Node]:
-    """x + linear(h) becomes a linear that adds to x where it lies, if nobody wants the old x any more."""
+    """X + linear(h) becomes a linear that adds to x where it lies, if nobody wants the old x any more."""
     uses = uses_of(nodes)
     makers: dict[Value, tuple[int, Product]] = {}
     dropped: set[int] = set()

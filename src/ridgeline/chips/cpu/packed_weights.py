@@ -61,7 +61,7 @@ class Region:
     checksum: int
 
 
-class _UnusableFile(Exception):
+class _UnusableFileError(Exception):
     """The file cannot be used as it is; the message says why."""
 
 
@@ -72,7 +72,7 @@ def adopt(
     pool: _native.ThreadPool,
     notice: Notice,
 ) -> dict[str, CpuWeight]:
-    """The weights, mapped from their file in `folder`, which is written first if need be; in memory without a folder."""
+    """The weights, mapped from their file in `folder`, which is written first if need be; without one, in memory."""
     regions, total_bytes = _planned_regions(sources)
     if folder is not None:
         try:
@@ -98,12 +98,12 @@ def _adopt_file(
     if path.exists():
         try:
             return _open(path, regions, pool)
-        except _UnusableFile as reason:
+        except _UnusableFileError as reason:
             notice(f"packed weights are made anew: {path.name}: {reason}")
     _write_file(sources, regions, path, pool)
     try:
         return _open(path, regions, pool, is_trusted=True)
-    except _UnusableFile as reason:
+    except _UnusableFileError as reason:
         raise OSError(f"{path} could not be read back: {reason}") from None
 
 
@@ -137,9 +137,7 @@ def _planned_regions(sources: Mapping[str, TensorSource]) -> tuple[list[Region],
         number = formats.F32.gguf_type if is_vector else entry.gguf_type
         size = width * 4 if is_vector else _native.packed_bytes(number, rows, width)
         regions.append(
-            Region(
-                name=name, format=number, rows=rows, width=width, offset_bytes=offset, size_bytes=size, checksum=0
-            )
+            Region(name=name, format=number, rows=rows, width=width, offset_bytes=offset, size_bytes=size, checksum=0)
         )
         offset += -(-size // REGION_ALIGNMENT) * REGION_ALIGNMENT
     return regions, offset
@@ -187,10 +185,7 @@ def _write_file(
         with mmap.mmap(descriptor, start + max(1, size)) as mapping:
             array: Bytes = np.frombuffer(mapping, dtype=np.uint8)
             _write_regions(sources, regions, array[start:], pool)
-            done = [
-                Region(**{**asdict(r), "checksum": _checksum(array[start:], r, pool)})
-                for r in regions
-            ]
+            done = [Region(**{**asdict(r), "checksum": _checksum(array[start:], r, pool)}) for r in regions]
             head = _directory(done)
             array[: len(head)] = np.frombuffer(head, dtype=np.uint8)
             del array
@@ -224,24 +219,26 @@ def _data_start(regions: list[Region]) -> int:
     return -(-len(_directory(largest)) // REGION_ALIGNMENT) * REGION_ALIGNMENT
 
 
-def _open(path: Path, wanted: list[Region], pool: _native.ThreadPool, *, is_trusted: bool = False) -> dict[str, CpuWeight]:
-    """Maps the file; raises _UnusableFile if it is not what is wanted or is damaged."""
+def _open(
+    path: Path, wanted: list[Region], pool: _native.ThreadPool, *, is_trusted: bool = False
+) -> dict[str, CpuWeight]:
+    """Maps the file; raises _UnusableFileError if it is not what is wanted or is damaged."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size <= HEADER.size:
-            raise _UnusableFile("it is too short")
+            raise _UnusableFileError("it is too short")
         mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     array: Bytes = np.frombuffer(mapping, dtype=np.uint8)
     regions = _read_directory(array)
     start = _data_start(wanted)
     if [Region(**{**asdict(region), "checksum": 0}) for region in regions] != wanted:
-        raise _UnusableFile("it holds other tensors")
+        raise _UnusableFileError("it holds other tensors")
     if regions and start + regions[-1].offset_bytes + regions[-1].size_bytes > size:
-        raise _UnusableFile("it is cut short")
+        raise _UnusableFileError("it is cut short")
     if not is_trusted and not _is_verified(path):
         for region in regions:
             if _checksum(array[start:], region, pool) != region.checksum:
-                raise _UnusableFile(f"{region.name} is damaged")
+                raise _UnusableFileError(f"{region.name} is damaged")
         _note_verified(path)
     for advice in ("MADV_WILLNEED", "MADV_HUGEPAGE"):
         try:
@@ -254,15 +251,15 @@ def _open(path: Path, wanted: list[Region], pool: _native.ThreadPool, *, is_trus
 def _read_directory(array: Bytes) -> list[Region]:
     magic, length, digest = HEADER.unpack(array[: HEADER.size].tobytes())
     if magic != MAGIC:
-        raise _UnusableFile("it is not a file of packed weights")
+        raise _UnusableFileError("it is not a file of packed weights")
     if length > min(MAX_DIRECTORY_BYTES, len(array) - HEADER.size):
-        raise _UnusableFile("it is cut short")
+        raise _UnusableFileError("it is cut short")
     text = array[HEADER.size : HEADER.size + length].tobytes()
     if _digest(text) != digest:
-        raise _UnusableFile("its directory is damaged")
+        raise _UnusableFileError("its directory is damaged")
     content = json.loads(text)
     if content["layout"] != LAYOUT_VERSION:
-        raise _UnusableFile(f"it is of layout {content['layout']}, this is {LAYOUT_VERSION}")
+        raise _UnusableFileError(f"it is of layout {content['layout']}, this is {LAYOUT_VERSION}")
     return [Region(**region) for region in content["regions"]]
 
 

@@ -149,7 +149,9 @@ class RecordingOps(ComposedOps[Symbol, CpuWeight, CpuPages]):
         self.nodes.append(node)
         return Symbol(node.output, num_heads)
 
-    def _elementwise(self, kind: OpKind, *symbols: Symbol, factor: float = 1.0, activation: Activation = "silu") -> Symbol:
+    def _elementwise(
+        self, kind: OpKind, *symbols: Symbol, factor: float = 1.0, activation: Activation = "silu"
+    ) -> Symbol:
         values = [symbol.floats() for symbol in symbols]
         first = values[0]
         assert all((value.rows, value.width) == (first.rows, first.width) for value in values), (kind, values)
@@ -252,9 +254,7 @@ class RecordingOps(ComposedOps[Symbol, CpuWeight, CpuPages]):
         node = Node(OpKind.ROPE, x.rows, inputs=[x, turned], output=output, num_heads=x_THC.num_heads)
         return self._record(node, x_THC.num_heads)
 
-    def store_kv(
-        self, pages: CpuPages, layer: int, k_TKC: Symbol, v_TKC: Symbol, step: StepArrays[Symbol]
-    ) -> CpuPages:
+    def store_kv(self, pages: CpuPages, layer: int, k_TKC: Symbol, v_TKC: Symbol, step: StepArrays[Symbol]) -> CpuPages:
         """A node that changes the pages in place; nodes keep their order."""
         k, v = k_TKC.floats(), v_TKC.floats()
         num_heads, head_width = pages.layout.layers[layer]

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ridgeline.chips.cpu import _native
 
@@ -57,8 +58,8 @@ def kept_or_measured(
     entry = kept.get(key)
     try:
         if entry is not None:
-            return Roofline(**entry)
-    except TypeError:
+            return _from_json(entry)
+    except (KeyError, TypeError, ValueError):
         pass  # written by something else: measured anew below
     roofline = measured(pool, step_seconds)
     if path is not None:
@@ -66,7 +67,15 @@ def kept_or_measured(
     return roofline
 
 
-def _read(path: Path) -> dict[str, dict[str, object]]:
+def _from_json(entry: dict[str, Any]) -> Roofline:
+    return Roofline(
+        bandwidth_bytes_per_second=float(entry["bandwidth_bytes_per_second"]),
+        operations_per_second={loop: float(entry["operations_per_second"][loop]) for loop in LOOPS},
+        step_overhead_seconds=float(entry["step_overhead_seconds"]),
+    )
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -74,7 +83,7 @@ def _read(path: Path) -> dict[str, dict[str, object]]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, content: dict[str, dict[str, object]]) -> None:
+def _write(path: Path, content: dict[str, dict[str, Any]]) -> None:
     """Replaces the file at once; where that fails, the next start measures again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
