@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import uvicorn
@@ -36,6 +37,19 @@ class ServeSettings:
     """Listen beyond this machine without a key."""
     drain_seconds: float = 30.0
     """After SIGTERM, running requests have this long to finish."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, which would die of the signal that ended it; ours has drained, and that is a good end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Server:
@@ -85,7 +99,7 @@ class Server:
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_graceful_shutdown=max(1, round(self._settings.drain_seconds)),
         )
-        self._uvicorn = uvicorn.Server(config)
+        self._uvicorn = _Uvicorn(config)
         self._uvicorn.run(sockets=[self._socket])
         if self._mistake is not None:
             raise self._mistake

@@ -1,0 +1,1 @@
+"""Goals, traffic and chips to a plan. Nothing is here yet."""

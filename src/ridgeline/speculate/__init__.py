@@ -1,0 +1,1 @@
+"""Proposers of tokens and their verification. Nothing is here yet."""

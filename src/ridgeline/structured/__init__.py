@@ -1,0 +1,1 @@
+"""Grammar to token mask: structured output. Nothing is here yet."""
