@@ -209,7 +209,7 @@ def _normalized_added(traits: TokenizerTraits) -> dict[str, int]:
 
 
 def _pieces(spec: TokenizerSpec) -> dict[str, int]:
-    usable = (TokenKind.NORMAL, TokenKind.ADDED)
+    usable = (TokenKind.NORMAL, TokenKind.ADDED, TokenKind.BYTE)
     pieces = {token: token_id for token_id, token in enumerate(spec.tokens) if spec.kinds[token_id] in usable}
     _check_searched(pieces, "a piece of the vocabulary")
     return pieces

@@ -187,6 +187,8 @@ class Tokenizer:
             if token.is_single_word and _touches_word(text, start, end):
                 continue
             start, end = _stretched(token, text, position, start, end)
+            if start >= end:
+                continue  # white space that the token before has swallowed
             if position < start:
                 yield text[position:start], position
             yield token_id, start
@@ -227,10 +229,9 @@ def _touches_word(text: str, start: int, end: int) -> bool:
 def _stretched(token: AddedToken, text: str, position: int, start: int, end: int) -> tuple[int, int]:
     """Where the token begins and ends with the white space that it swallows; not before `position`."""
     if token.strips_left:
-        spaces = start
-        while spaces > position and _SPACES.fullmatch(text, spaces - 1, spaces):
-            spaces -= 1
-        start = spaces
+        while start > position and _SPACES.fullmatch(text, start - 1, start):
+            start -= 1
+        start = max(start, position)
     if token.strips_right:
         match = _SPACES.match(text, end)
         assert match is not None
