@@ -142,6 +142,10 @@ def _figures(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         figures |= {"rope.scaling.type": whole["rope_type"], "rope.scaling.factor": whole["factor"]}
     if "original_max_position_embeddings" in whole:
         figures["rope.scaling.original_context_length"] = whole["original_max_position_embeddings"]
+    if architecture == "phi3":
+        ratio = config["max_position_embeddings"] / whole["original_max_position_embeddings"]
+        magnitude = (1 + np.log(ratio) / np.log(whole["original_max_position_embeddings"])) ** 0.5
+        figures["rope.scaling.attn_factor"] = float(magnitude)
     if architecture == "gemma2":
         figures |= {
             "attn_logit_softcapping": config["attn_logit_softcapping"],
