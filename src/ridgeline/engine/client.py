@@ -52,6 +52,8 @@ class EngineStatistics:
     predicted_step_seconds: float = 0.0
     """Sums over all steps, so their ratio is the mean error."""
     measured_step_seconds: float = 0.0
+    roofline_step_seconds: float = 0.0
+    """Sum over all steps of their time at the chip's peaks; over `measured_step_seconds`, the share reached."""
     roofline_share: float = 0.0
     """Predicted time at the measured peaks over measured time, over the last steps (0 to about 1)."""
 

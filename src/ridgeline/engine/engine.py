@@ -201,6 +201,7 @@ class Engine:
             seconds_since_last_step=self._clock() - self._last_step_ended if self._samples else 0.0,
             predicted_step_seconds=0.0 if predictor is None else predictor.predicted_seconds,
             measured_step_seconds=0.0 if predictor is None else predictor.measured_seconds,
+            roofline_step_seconds=0.0 if predictor is None else predictor.roofline_seconds,
             roofline_share=0.0 if predictor is None else predictor.roofline_share,
             **self._counts,
         )

@@ -38,6 +38,8 @@ class StepPredictor:
         self.predicted_seconds = 0.0
         """Sum over all observed steps of what was predicted."""
         self.measured_seconds = 0.0
+        self.roofline_seconds = 0.0
+        """Sum of the uncorrected predictions: what the steps would take at the chip's peaks."""
         self.roofline_share = 0.0
         """Uncorrected prediction over measurement: a running mean."""
 
@@ -52,6 +54,7 @@ class StepPredictor:
             return
         self.predicted_seconds += self.seconds(shape)
         self.measured_seconds += measured_seconds
+        self.roofline_seconds += at_roofline
         share = at_roofline / measured_seconds
         if self.roofline_share == 0.0:
             self.roofline_share = share

@@ -34,6 +34,7 @@ _COUNTERS = (
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", "num_cached_tokens"),
     ("ridgeline:steps", "Steps run", "num_steps"),
     ("ridgeline:step_seconds_measured", "Time in steps", "measured_step_seconds"),
+    ("ridgeline:step_seconds_at_roofline", "What the steps would take at the chip's peaks", "roofline_step_seconds"),
     ("ridgeline:step_seconds_predicted", "Time in steps as predicted", "predicted_step_seconds"),
     ("ridgeline:cancelled", "Requests cancelled", "num_cancelled"),
 )
