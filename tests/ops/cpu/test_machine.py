@@ -1,0 +1,82 @@
+"""What the process may use, read from files as the kernel writes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ridgeline.chips.cpu import CpuChip, machine, roofline
+from ridgeline.errors import ChipError
+
+ALL_CPUS = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("max 100000\n", ALL_CPUS), ("100000 100000\n", 1), ("50000 100000\n", 1), ("6400000 100000\n", ALL_CPUS)],
+)
+def test_the_quota_of_a_container_cuts_the_cpus(content: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text(content)
+    assert machine.usable_cpus(tmp_path) == expected
+
+
+def test_the_quota_of_version_one(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert machine.usable_cpus(tmp_path) == 1
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert machine.usable_cpus(tmp_path) == ALL_CPUS
+
+
+def test_no_files_mean_no_limit(tmp_path: Path) -> None:
+    assert machine.usable_cpus(tmp_path) == ALL_CPUS
+    assert machine.available_memory_bytes(tmp_path, tmp_path / "none") > 0
+
+
+def test_memory_is_the_less_of_system_and_container(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 100 kB\nMemAvailable:       1000 kB\n")
+    assert machine.available_memory_bytes(tmp_path, meminfo) == 1_024_000
+    (tmp_path / "memory.max").write_text("900000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
+    assert machine.available_memory_bytes(tmp_path, meminfo) == 300_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.available_memory_bytes(tmp_path, meminfo) == 1_024_000
+
+
+def test_the_model_of_the_processor(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor : 0\nmodel name\t: Some CPU 9000\n")
+    assert machine.cpu_model(path) == "Some CPU 9000"
+    assert machine.cpu_model(tmp_path / "none")
+
+
+def test_a_chip_needs_a_thread() -> None:
+    with pytest.raises(ChipError, match="at least one thread"):
+        CpuChip(num_threads=0)
+
+
+def test_facts_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "SECONDS_EACH", 0.005)
+    first = CpuChip(cache_folder=tmp_path, num_threads=2).facts()
+    assert first.source == "measured" and first.bandwidth_bytes_per_second > 1e8
+    assert first.operations_per_second["fp32"] > 1e9 and 0 < first.step_overhead_seconds < 0.1
+    assert first.arithmetic["Q4_K"] == "int8" and set(first.kv_formats) == {"f32", "bf16", "int8"}
+    monkeypatch.setattr(roofline, "measured", None)
+    again = CpuChip(cache_folder=tmp_path, num_threads=2).facts()
+    assert again.bandwidth_bytes_per_second == first.bandwidth_bytes_per_second
+    assert again.step_overhead_seconds == first.step_overhead_seconds
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}'])
+def test_a_damaged_file_of_facts_is_measured_again(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roofline, "SECONDS_EACH", 0.002)
+    monkeypatch.setattr(roofline, "OVERHEAD_STEPS", 3)
+    (tmp_path / "roofline.json").write_text(content)
+    assert CpuChip(cache_folder=tmp_path, num_threads=1).facts().bandwidth_bytes_per_second > 0
