@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import secrets
 import sys
-import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,19 +20,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ridgeline.engine.answer import Answer
 from ridgeline.engine.client import EngineModel, EngineStatistics
 from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
+from ridgeline.engine.shared import Inbox, SharedEngine
 from ridgeline.errors import OverloadedError, RequestError, RidgelineError, UserError
 from ridgeline.ops.chip import KvFormat
-from ridgeline.request.output import (
-    FinishReason,
-    RequestOutput,
-    RequestTiming,
-    SequenceOutput,
-    TokenChunk,
-    TokenLogprob,
-)
+from ridgeline.request.output import RequestOutput, TokenChunk
 from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.text.open import open_text
@@ -46,8 +40,8 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
 """{"role": ..., "content": ...}."""
 
-MAP_WINDOW = 512
-"""Jobs of `LLM.map` that are under way or wait to be handed out: enough to fill any step, few enough to queue."""
+WINDOW = 2048
+"""Requests of one call that are under way or wait to be handed out in order: enough to fill any step, and bounded."""
 
 OPTIONS = (
     "chip", "num_threads", "context_tokens", "memory_bytes", "kv_format", "goal_seconds_per_token", "cache_folder",
@@ -69,7 +63,8 @@ _OTHER_NAMES = {
 class LLM:
     """A model, opened, in this process.
 
-    Holds: the engine, tokenizer and chat template. Calls from several threads wait for one another.
+    Holds: the engine, tokenizer and chat template. Several threads may call it, and streams may be
+    read in turns: whoever waits drives the engine for all.
 
     Args:
         model: a file, a folder, `hf:org/name`, `modelscope:org/name`; None: the small default model.
@@ -117,8 +112,8 @@ class LLM:
             cache_folder=cache_folder,
         )
         self._engine = open_engine(settings, on_notice=warnings.warn, tokenizer=self._tokenizer)
+        self._shared = SharedEngine(self._engine)
         self._numbers = count()
-        self._lock = threading.RLock()
 
     def generate(
         self,
@@ -141,9 +136,14 @@ class LLM:
         several: Sequence[Prompt] = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[arg-type, list-item]
         requests = self._requests(several, sampling_params, priority)
         texts = [_text_of(prompt) for prompt in several]
-        with self._lock:
-            gathered = [_Answer(request, text) for request, text in zip(requests, texts, strict=True)]
-            return self._run(gathered, may_show_progress=use_tqdm)
+        answers = [Answer(request, text) for request, text in zip(requests, texts, strict=True)]
+        with _progress(len(answers), use_tqdm) as bar:
+            outputs = []
+            for answer in self._answered(answers):
+                assert isinstance(answer, Answer)
+                outputs.append(answer.output())
+                bar.update()
+        return outputs
 
     def chat(
         self,
@@ -178,17 +178,19 @@ class LLM:
 
         Raises RequestError if the request is impossible, RidgelineError if it fails while it runs.
         """
-        request = self._requests([prompt], sampling_params, 0)[0]
-        with self._lock:
-            self._engine.add(request)
-            try:
-                while self._engine.is_running(request.request_id):
-                    for chunk in self._engine.step():
-                        if chunk.error is not None:
-                            raise RidgelineError(chunk.error)
-                        yield chunk
-            finally:
-                self._engine.cancel(request.request_id)
+        (request,) = self._requests([prompt], sampling_params, 0)
+        inbox: Inbox = deque()
+        num_open = request.sampling.n
+        self._shared.add(request, inbox)
+        try:
+            while num_open:
+                for chunk in self._shared.chunks(inbox):
+                    if chunk.error is not None:
+                        raise RidgelineError(chunk.error)
+                    num_open -= chunk.finish_reason is not None
+                    yield chunk
+        finally:
+            self._shared.cancel([request.request_id])
 
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
@@ -206,45 +208,46 @@ class LLM:
         A job is a prompt, or a conversation (a list of messages), with its sampling. Jobs are read as there is room for
         them, so a list of millions needs no memory. One that is impossible gives its error in its place.
         """
-        with self._lock:
-            source = iter(jobs)
-            by_id: dict[str, _Answer] = {}
-            window: deque[_Answer | UserError] = deque()
-            is_exhausted = False
-            try:
-                while window or not is_exhausted:
-                    while not is_exhausted and len(window) < MAP_WINDOW:
-                        job = next(source, None)
-                        if job is None:
-                            is_exhausted = True
-                            break
-                        entry = self._begin(*job)
-                        window.append(entry)
-                        if isinstance(entry, _Answer):
-                            by_id[entry.request.request_id] = entry
-                    while window and (isinstance(window[0], UserError) or not window[0].num_open):
-                        first = window.popleft()
-                        yield first if isinstance(first, UserError) else first.output()
-                    if not window:
-                        continue
-                    for chunk in self._engine.step():
-                        by_id[chunk.request_id].take(chunk)
-                        if not by_id[chunk.request_id].num_open:
-                            del by_id[chunk.request_id]
-            finally:
-                for request_id in by_id:
-                    self._engine.cancel(request_id)
+        for entry in self._answered(self._prepared(*job) for job in jobs):
+            yield entry if isinstance(entry, UserError) else entry.output()
 
-    def _begin(self, prompt: Prompt | Sequence[Message], sampling: SamplingParams) -> _Answer | UserError:
-        """Hand one job to the engine."""
+    def _prepared(self, prompt: Prompt | Sequence[Message], sampling: SamplingParams) -> Answer | UserError:
+        """One job as a request that the engine will take, or why it is none."""
         try:
             if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
                 prompt = self._chat_prompt(prompt)  # type: ignore[arg-type]
             (request,) = self._requests([prompt], sampling, 0)  # type: ignore[list-item]
-            self._engine.add(request)
         except UserError as error:
             return error
-        return _Answer(request, _text_of(prompt))  # type: ignore[arg-type]
+        return Answer(request, _text_of(prompt))  # type: ignore[arg-type]
+
+    def _answered(self, entries: Iterable[Answer | UserError]) -> Iterator[Answer | UserError]:
+        """The entries in their order, each when it is whole; errors pass through. Closing it cancels what runs."""
+        source = iter(entries)
+        inbox: Inbox = deque()
+        window: deque[Answer | UserError] = deque()
+        by_id: dict[str, Answer] = {}
+        entry = next(source, None)
+        try:
+            while window or entry is not None:
+                while entry is not None and len(window) < WINDOW:
+                    if isinstance(entry, Answer):
+                        try:
+                            self._shared.add(entry.request, inbox)
+                        except OverloadedError:
+                            break  # there will be room after a step
+                        by_id[entry.request.request_id] = entry
+                    window.append(entry)
+                    entry = next(source, None)
+                while window and (isinstance(window[0], UserError) or not window[0].num_open):
+                    yield window.popleft()
+                if window or entry is not None:
+                    for chunk in self._shared.chunks(inbox):
+                        by_id[chunk.request_id].take(chunk)
+                        if not by_id[chunk.request_id].num_open:
+                            del by_id[chunk.request_id]
+        finally:
+            self._shared.cancel(by_id)
 
     @property
     def model(self) -> EngineModel:
@@ -261,7 +264,7 @@ class LLM:
 
     def close(self) -> None:
         """Give back memory, threads and files; harmless the second time."""
-        self._engine.close()
+        self._shared.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -327,78 +330,6 @@ class LLM:
             f"prompt {number} is {type(prompt).__name__}; a prompt is a text, a list of token ids, "
             'or {"prompt": text} or {"prompt_token_ids": ids}',
             field="prompts",
-        )
-
-    def _run(self, answers: list[_Answer], *, may_show_progress: bool) -> list[RequestOutput]:
-        """Feed the engine as far as its queue has room, and step until all is answered."""
-        by_id = {answer.request.request_id: answer for answer in answers}
-        waiting = iter(answers)
-        next_answer = next(waiting, None)
-        num_left = len(answers)
-        with _progress(len(answers), may_show_progress) as bar:
-            try:
-                while num_left:
-                    while next_answer is not None:
-                        try:
-                            self._engine.add(next_answer.request)
-                        except OverloadedError:
-                            break
-                        next_answer = next(waiting, None)
-                    for chunk in self._engine.step():
-                        answer = by_id[chunk.request_id]
-                        answer.take(chunk)
-                        if chunk.finish_reason is not None and not answer.num_open:
-                            num_left -= 1
-                            bar.update()
-            finally:
-                if num_left:
-                    for request_id in by_id:
-                        self._engine.cancel(request_id)
-        return [answer.output() for answer in answers]
-
-
-class _Answer:
-    """Gathers the chunks of one request. Holds: what came so far, by sample."""
-
-    def __init__(self, request: Request, prompt: str | None) -> None:
-        self.request = request
-        self.num_open = request.sampling.n
-        self._prompt = prompt
-        self._chunks: list[list[TokenChunk]] = [[] for _ in range(request.sampling.n)]
-
-    def take(self, chunk: TokenChunk) -> None:
-        """Add a chunk."""
-        self._chunks[chunk.sample_index].append(chunk)
-        self.num_open -= chunk.finish_reason is not None
-
-    def output(self) -> RequestOutput:
-        """The whole answer. A sample that failed says so: its reason is "error", its stop_reason the error."""
-        prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-        timing: RequestTiming | None = None
-        for chunk in self._chunks[0]:
-            prompt_logprobs = chunk.prompt_logprobs or prompt_logprobs
-            timing = chunk.timing or timing
-        return RequestOutput(
-            request_id=self.request.request_id,
-            prompt=self._prompt,
-            prompt_token_ids=self.request.prompt_token_ids,
-            outputs=tuple(self._sample(index, chunks) for index, chunks in enumerate(self._chunks)),
-            prompt_logprobs=prompt_logprobs,
-            timing=timing,
-            seed=self.request.seed,
-        )
-
-    def _sample(self, index: int, chunks: list[TokenChunk]) -> SequenceOutput:
-        last = chunks[-1]
-        reason = FinishReason.ERROR if last.finish_reason is None else last.finish_reason
-        wants_logprobs = self.request.sampling.logprobs is not None
-        return SequenceOutput(
-            index=index,
-            text="".join(chunk.text for chunk in chunks),
-            token_ids=tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
-            finish_reason=reason.value,
-            stop_reason=last.stop_reason if last.error is None else last.error,
-            logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs) if wants_logprobs else None,
         )
 
 

@@ -152,8 +152,10 @@ class Engine:
     def step(self) -> list[TokenChunk]:
         """Run one step and return what it made; an empty list when there is nothing to run.
 
-        Raises EngineDeadError when the chip is lost: no request will be answered any more.
+        Raises EngineDeadError when the chip is lost, or the engine was closed: nothing will be answered any more.
         """
+        if self._is_dead:
+            raise EngineDeadError("the engine has ended")
         batch = self._scheduler.next_batch()
         if batch is None:
             return []

@@ -111,6 +111,7 @@ class LocalEngine:
             deliver = self._deliver.get(chunk.request_id)
             if deliver is not None:
                 deliver(chunk)
+        for chunk in chunks:
             if chunk.finish_reason is not None and not self._engine.is_running(chunk.request_id):
                 self._deliver.pop(chunk.request_id, None)
 
