@@ -37,7 +37,7 @@ from ridgeline.quant import formats
 from ridgeline.quant.reference import dequantize
 
 MAGIC = b"RDGPACK\n"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 4
 """Raised whenever the bytes of any packed format change."""
 HEADER = struct.Struct("<8sQQ")
 REGION_ALIGNMENT = 4096
