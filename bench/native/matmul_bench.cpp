@@ -1,7 +1,7 @@
 // Measures the matrix products of the CPU chip beside the machine's own limits, in one run.
 //
 //   matmul_bench [--threads N] [--formats Q4_K,Q5_0] [--shapes 4864x896,896x4864] [--rows 1,8,512] [--isa avx512]
-//                [--clock wall|cpu] [--copies N]
+//                [--clock wall|cpu] [--copies N] [--seconds S]
 //
 // One line for each format, shape and number of rows: the time of a product, operations and weight bytes per second, and
 // what share of the peak loop and of the read loop that is. Weights go through 192 MB of copies, so that no cache holds
@@ -38,8 +38,12 @@ constexpr Named FORMATS[] = {
     {"BF16", FormatId::BF16, 1, 2},       {"F16", FormatId::F16, 1, 2},         {"F32", FormatId::F32, 1, 4},
 };
 
+// Short bursts, of which the best counts: on a shared machine some fall between the turns of other programs.
+constexpr double BURST_SECONDS = 0.003;
+
 struct Options {
     int threads = 2;
+    double seconds = 0.2;
     size_t copies = 0;
     std::vector<std::string> formats, shapes, rows;
 };
@@ -90,11 +94,11 @@ void measure_limits(ThreadPool& pool, const uint8_t* buffer, size_t bytes, Limit
         for (int i = 0; i < threads; ++i) sum += done[static_cast<size_t>(i) * 8];
         limit = std::max(limit, sum / elapsed);
     };
-    for (int repeat = 0; repeat < 3; ++repeat) {
-        best(limits.read, 0.03, [&](double s, int i) { return measure_read_bytes(buffer, bytes, s, i, threads); });
-        best(limits.int8, 0.01, [](double s, int) { return measure_int8_operations(s); });
-        best(limits.bf16, 0.01, [](double s, int) { return measure_bf16_operations(s); });
-        best(limits.fp32, 0.01, [](double s, int) { return measure_fp32_operations(s); });
+    for (int repeat = 0; repeat < 30; ++repeat) {
+        best(limits.read, BURST_SECONDS, [&](double s, int i) { return measure_read_bytes(buffer, bytes, s, i, threads); });
+        best(limits.int8, BURST_SECONDS, [](double s, int) { return measure_int8_operations(s); });
+        best(limits.bf16, BURST_SECONDS, [](double s, int) { return measure_bf16_operations(s); });
+        best(limits.fp32, BURST_SECONDS, [](double s, int) { return measure_fp32_operations(s); });
     }
 }
 
@@ -156,9 +160,11 @@ void bench_shape(ThreadPool& pool, const Named& named, int64_t rows, int64_t wid
             return (now_seconds() - start) / static_cast<double>(count);
         };
         const double once = product(1);
-        const int64_t count = std::clamp<int64_t>(static_cast<int64_t>(0.02 / once), 1, 4096);
+        const int64_t count = std::clamp<int64_t>(static_cast<int64_t>(BURST_SECONDS / once), 1, 4096);
         double best = product(count);
-        for (int repeat = 0; repeat < 5; ++repeat) best = std::min(best, product(count));
+        const double until = now_seconds() + options.seconds;
+        do best = std::min(best, product(count));
+        while (now_seconds() < until);
         const double operations = 2.0 * static_cast<double>(m * rows * width) / best;
         const double bandwidth = static_cast<double>(packed) / best;
         const double peak = kind == ActivationKind::Int8 ? limits.int8
@@ -182,6 +188,7 @@ int main(int argc, char** argv) {
         if (name == "--formats") options.formats = split(argv[i + 1]);
         if (name == "--shapes") options.shapes = split(argv[i + 1]);
         if (name == "--rows") options.rows = split(argv[i + 1]);
+        if (name == "--seconds") options.seconds = std::atof(argv[i + 1]);
         if (name == "--copies") options.copies = static_cast<size_t>(std::atoi(argv[i + 1]));
         if (name == "--clock") use_cpu_clock = std::strcmp(argv[i + 1], "cpu") == 0;
         if (name == "--isa" && !set_instruction_set(argv[i + 1])) {

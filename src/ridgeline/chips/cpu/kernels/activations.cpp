@@ -28,6 +28,10 @@ size_t activation_row_bytes(ActivationKind kind, int64_t width) {
     return static_cast<size_t>(((bytes + LINE_BYTES - 1) / LINE_BYTES | 1) * LINE_BYTES);
 }
 
+size_t activation_offset_bytes(ActivationKind kind, int64_t column) {
+    return static_cast<size_t>(column / GROUP_VALUES * activation_group_bytes(kind));
+}
+
 void prepare_activations(ActivationKind kind, const float* x, int64_t x_stride, int64_t, int64_t width,
                          uint8_t* prepared, int64_t row_begin, int64_t row_end) {
     const auto row_bytes = static_cast<int64_t>(activation_row_bytes(kind, width));

@@ -1,6 +1,7 @@
 // The order of a product: blocks of rows, pairs of tiles, slabs of inputs; the choice of instruction set.
 #include "matmul.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -33,6 +34,9 @@ constexpr int64_t MAX_DIRECT_ROWS = 12;
 constexpr int64_t SLAB_RECORD_BYTES = 40 * 1024;
 constexpr int64_t BLOCK_ROWS = 192;
 constexpr int64_t MAX_RUN_SCALE_BYTES = RUN_GROUPS * PAIR_TILES * 4 * LINE_BYTES;
+// How far ahead memory is asked for packed weights. Measured on Zen 5: with less, the loops wait; with much more, what
+// came is gone from first-level cache again.
+constexpr int64_t AHEAD_BYTES = 8192;
 
 int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
@@ -51,92 +55,88 @@ void write_sums(const float* sums, int64_t num_rows, float* y, int64_t y_stride,
 }
 
 struct Product {
-    const PackedMatrix& matrix;
+    FormatId format;
     FormatKernels kernels;
     TileLayout layout;
-    int64_t tile_bytes;
     int64_t num_groups;
+    int64_t pair_bytes;
     int64_t row_bytes;
     int64_t activation_bytes;  // of a group
 
-    explicit Product(const PackedMatrix& packed)
-        : matrix(packed),
-          kernels(active_instruction_set().formats[static_cast<int>(packed.format)]),
-          layout(tile_layout(packed.format)),
-          tile_bytes(layout.tile_bytes(packed.width)),
-          num_groups(num_groups_of(packed.width)) {
-        const ActivationKind kind = activation_kind(packed.format);
-        row_bytes = static_cast<int64_t>(activation_row_bytes(kind, packed.width));
-        activation_bytes = activation_group_bytes(kind);
-    }
+    explicit Product(const PackedMatrix& matrix)
+        : format(matrix.format),
+          kernels(active_instruction_set().formats[static_cast<int>(format)]),
+          layout(tile_layout(format)),
+          num_groups(num_groups_of(matrix.width)),
+          pair_bytes(layout.pair_bytes(num_groups)),
+          row_bytes(static_cast<int64_t>(activation_row_bytes(activation_kind(format), matrix.width))),
+          activation_bytes(activation_group_bytes(activation_kind(format))) {}
 
-    // sums[num_rows][PAIR_ROWS] += the product of a pair of tiles with the rows. `next` is the tile that will be read
-    // after them.
-    void add_direct(const uint8_t* const tiles[PAIR_TILES], const uint8_t* next, const uint8_t* prepared,
-                    int64_t num_rows, float* sums) const;
-    void add_by_slabs(const uint8_t* const tiles[PAIR_TILES], const uint8_t* next, const uint8_t* prepared,
-                      int64_t num_rows, float* sums) const;
-
-    // Where the run after those before `group` begins: in these tiles, or in the ones that follow.
-    const uint8_t* start_of(int64_t group, const uint8_t* tile, const uint8_t* next) const {
-        if (group >= num_groups) return next;
-        const int64_t run = group / RUN_GROUPS;
-        return tile + (run % layout.chunk_runs == 0 ? layout.chunk_offset(run) : layout.run_offset(run));
-    }
+    // sums[num_rows][PAIR_ROWS] += the product of a pair of tiles with the rows.
+    void add_direct(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const;
+    void add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const;
 };
 
-void Product::add_direct(const uint8_t* const tiles[PAIR_TILES], const uint8_t* next, const uint8_t* prepared,
-                         int64_t num_rows, float* sums) const {
-    alignas(64) uint8_t scales[MAX_RUN_SCALE_BYTES];
-    for (int64_t group = 0; group < num_groups; group += RUN_GROUPS) {
-        const int64_t count = groups_in_run(group, num_groups);
-        const int64_t offset = layout.run_offset(group / RUN_GROUPS);
-        if (kernels.unpack_scales != nullptr) {
-            for (int i = 0; i < PAIR_TILES; ++i) {
-                const int64_t half = second_tile_offset(matrix.format) - 512;
-                kernels.unpack_scales(tiles[i], group, num_groups, scales + i * half);
-            }
-        }
-        const int64_t groups_offset = offset + layout.scale_bytes(count);
-        const PackedRun run{{tiles[0] + groups_offset, tiles[1] + groups_offset},
-                            scales,
-                            count,
-                            start_of(group + RUN_GROUPS, tiles[0], next),
-                            ceil_divide(layout.run_bytes(), RUN_GROUPS)};
-        const uint8_t* rows = prepared + group * activation_bytes;
-        for (int64_t row = 0; row < num_rows;) {
-            // Rows are split evenly over the passes: 6 as 3 and 3.
-            const int64_t passes = ceil_divide(num_rows - row, MAX_ROWS_PER_DIRECT_CALL);
-            const int64_t rows_now = ceil_divide(num_rows - row, passes);
-            kernels.multiply_direct(run, rows + row * row_bytes, row_bytes, static_cast<int>(rows_now),
-                                    sums + row * PAIR_ROWS);
-            row += rows_now;
-        }
+// Calls function(first row, how many) for pieces of at most `most` rows, as even as can be: 8 as 4 and 4.
+template <typename Function>
+void in_pieces(int64_t num_rows, int64_t most, Function function) {
+    for (int64_t row = 0; row < num_rows;) {
+        const int64_t pieces = ceil_divide(num_rows - row, most);
+        const int64_t rows_now = ceil_divide(num_rows - row, pieces);
+        function(row, static_cast<int>(rows_now));
+        row += rows_now;
     }
 }
 
-void Product::add_by_slabs(const uint8_t* const tiles[PAIR_TILES], const uint8_t* next, const uint8_t* prepared,
-                           int64_t num_rows, float* sums) const {
+void Product::add_direct(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const {
+    alignas(64) uint8_t scales[MAX_RUN_SCALE_BYTES];
+    for (int64_t group = 0; group < num_groups; group += RUN_GROUPS) {
+        const int64_t count = groups_in_run(group, num_groups);
+        const uint8_t* run = pair + layout.run_offset(group / RUN_GROUPS);
+        const uint8_t* rows = prepared + group * activation_bytes;
+        const Ahead ahead{run + AHEAD_BYTES, ceil_divide(layout.pair_run_bytes(RUN_GROUPS), RUN_GROUPS)};
+        if (kernels.unpack_scales != nullptr) kernels.unpack_scales(pair, group, num_groups, scales);
+        in_pieces(num_rows, MAX_ROWS_PER_DIRECT_CALL, [&](int64_t row, int rows_now) {
+            kernels.multiply_direct(run + layout.pair_scale_bytes(count), scales, count, rows + row * row_bytes,
+                                    row_bytes, rows_now, sums + row * PAIR_ROWS, ahead);
+        });
+    }
+}
+
+void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const {
     alignas(64) uint8_t records[SLAB_RECORD_BYTES];
-    const int64_t slab_groups = SLAB_RECORD_BYTES / record_bytes(matrix.format) / RUN_GROUPS * RUN_GROUPS;
+    const int64_t slab_groups = SLAB_RECORD_BYTES / record_bytes(format) / RUN_GROUPS * RUN_GROUPS;
     const int64_t calls = ceil_divide(num_rows, MAX_ROWS_PER_CALL);
     for (int64_t group = 0; group < num_groups; group += slab_groups) {
         const int64_t count = num_groups - group < slab_groups ? num_groups - group : slab_groups;
-        for (int i = 0; i < PAIR_TILES; ++i) {
-            kernels.unpack(tiles[i], group, count, num_groups, records + i * second_tile_offset(matrix.format));
-        }
-        // While the rows use this slab, memory is asked for the next one, a share with every call.
-        const uint8_t* ahead = start_of(group + slab_groups, tiles[0], next);
-        const int64_t share = ceil_divide(layout.run_bytes() * count, RUN_GROUPS * calls);
+        const uint8_t* slab = pair + layout.run_offset(group / RUN_GROUPS);
+        const int64_t slab_bytes = layout.run_offset(count / RUN_GROUPS) + layout.pair_run_bytes(count % RUN_GROUPS);
+        if (kernels.unpack != nullptr) kernels.unpack(pair, group, count, num_groups, records);
+        // While the rows use this slab, memory is asked for what follows, a share with every call.
+        const int64_t share = ceil_divide(slab_bytes, calls);
+        Ahead ahead{slab + slab_bytes, ceil_divide(share, count)};
         const uint8_t* rows = prepared + group * activation_bytes;
-        for (int64_t row = 0; row < num_rows; ahead += share) {
-            const int64_t calls_left = ceil_divide(num_rows - row, MAX_ROWS_PER_CALL);
-            const int64_t rows_now = ceil_divide(num_rows - row, calls_left);
-            kernels.multiply(records, count, rows + row * row_bytes, row_bytes, static_cast<int>(rows_now),
-                             sums + row * PAIR_ROWS, {{ahead, ahead + tile_bytes}, ceil_divide(share, count)});
-            row += rows_now;
-        }
+        in_pieces(num_rows, MAX_ROWS_PER_CALL, [&](int64_t row, int rows_now) {
+            kernels.multiply(kernels.unpack != nullptr ? records : slab, count, rows + row * row_bytes, row_bytes,
+                             rows_now, sums + row * PAIR_ROWS, ahead);
+            ahead.next += share;
+        });
     }
+}
+
+// The weight of output `row` (of the pair) and input k of a group, from its record with unscaled codes.
+float record_value(FormatId format, const uint8_t* record, int64_t row, int64_t k) {
+    const TileLayout layout = tile_layout(format);
+    if (format == FormatId::BF16) return bfloat_to_float(record + k / 2 * 128 + row * 4 + k % 2 * 2);
+    if (layout.scales_per_group == 0) return reinterpret_cast<const float*>(record + k * 128)[row];
+    const uint8_t* half = record + row / TILE_ROWS * half_record_bytes(format);
+    row %= TILE_ROWS;
+    const int code = half[k / 4 * LINE_BYTES + row * 4 + k % 4];
+    const auto* scales = reinterpret_cast<const float*>(half + 512);
+    const int64_t part = k * layout.scales_per_group / GROUP_VALUES;
+    const float value = scales[part * TILE_ROWS + row] * static_cast<float>(code - layout.zero);
+    if (!layout.has_minimum) return value;
+    return value + scales[(layout.scales_per_group + part) * TILE_ROWS + row];
 }
 
 }  // namespace
@@ -160,55 +160,43 @@ void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_row
     for (int64_t first_row = 0; first_row < num_rows; first_row += BLOCK_ROWS) {
         const int64_t rows_now = num_rows - first_row < BLOCK_ROWS ? num_rows - first_row : BLOCK_ROWS;
         const uint8_t* rows = prepared + first_row * product.row_bytes;
-        for (int64_t tile = tile_begin; tile < tile_end; tile += PAIR_TILES) {
-            const uint8_t* first = matrix.data + tile * product.tile_bytes;
-            // A last tile without a partner is its own partner; what comes of it is not written.
-            const bool alone = tile + 1 == tile_end;
-            const uint8_t* const tiles[PAIR_TILES] = {first, alone ? first : first + product.tile_bytes};
-            const uint8_t* next = tile + PAIR_TILES < tile_end ? first + PAIR_TILES * product.tile_bytes : first;
+        // A range that begins or ends in the middle of a pair computes both of its tiles and writes one.
+        for (int64_t tile = tile_begin / PAIR_TILES * PAIR_TILES; tile < tile_end; tile += PAIR_TILES) {
+            const uint8_t* pair = matrix.data + tile / PAIR_TILES * product.pair_bytes;
             std::memset(sums, 0, static_cast<size_t>(rows_now * PAIR_ROWS) * sizeof(float));
             if (direct) {
-                product.add_direct(tiles, next, rows, rows_now, sums);
+                product.add_direct(pair, rows, rows_now, sums);
             } else {
-                product.add_by_slabs(tiles, next, rows, rows_now, sums);
+                product.add_by_slabs(pair, rows, rows_now, sums);
             }
-            const int64_t first_output = tile * TILE_ROWS;
-            const int64_t outputs_left = matrix.rows - first_output;
-            const int64_t outputs_here = alone ? TILE_ROWS : PAIR_ROWS;
-            write_sums(sums, rows_now, y + first_row * y_stride, y_stride, first_output,
-                       outputs_left < outputs_here ? outputs_left : outputs_here, epilogue);
+            const int64_t first = std::max(tile, tile_begin) * TILE_ROWS;
+            const int64_t last = std::min({(tile + PAIR_TILES) * TILE_ROWS, tile_end * TILE_ROWS, matrix.rows});
+            write_sums(sums + (first - tile * TILE_ROWS), rows_now, y + first_row * y_stride, y_stride, first,
+                       last - first, epilogue);
         }
     }
 }
 
 void unpack_rows(const PackedMatrix& matrix, const int32_t* row_ids, int64_t num_rows, float* out, int64_t out_stride) {
-    // With the portable unpacker codes are those of the layout, without a factor; one row of 16 is kept.
+    // With the portable unpacker codes are those of the layout, without a factor; one row of 32 is kept.
     const TileLayout layout = tile_layout(matrix.format);
     const auto unpack = portable_instruction_set().formats[static_cast<int>(matrix.format)].unpack;
-    const int64_t tile_bytes = layout.tile_bytes(matrix.width);
     const int64_t num_groups = num_groups_of(matrix.width);
-    alignas(64) uint8_t record[MAX_RECORD_BYTES];
+    const int64_t pair_bytes = layout.pair_bytes(num_groups);
+    alignas(64) uint8_t unpacked[MAX_RECORD_BYTES];
     for (int64_t i = 0; i < num_rows; ++i) {
-        const uint8_t* tile = matrix.data + row_ids[i] / TILE_ROWS * tile_bytes;
-        const int64_t row = row_ids[i] % TILE_ROWS;
+        const uint8_t* pair = matrix.data + row_ids[i] / PAIR_ROWS * pair_bytes;
+        const int64_t row = row_ids[i] % PAIR_ROWS;
         float* values = out + i * out_stride;
         for (int64_t group = 0; group < num_groups; ++group) {
-            unpack(tile, group, 1, num_groups, record);
+            const uint8_t* record = pair + group * layout.pair_group_bytes();
+            if (unpack != nullptr) {
+                unpack(pair, group, 1, num_groups, unpacked);
+                record = unpacked;
+            }
             const int64_t left = matrix.width - group * GROUP_VALUES;
             for (int64_t k = 0; k < GROUP_VALUES && k < left; ++k) {
-                float value;
-                if (matrix.format == FormatId::BF16) {
-                    value = bfloat_to_float(record + k / 2 * 128 + row * 4 + k % 2 * 2);
-                } else if (layout.scales_per_group == 0) {
-                    value = reinterpret_cast<const float*>(record + k * 128)[row];
-                } else {
-                    const int code = record[k / 4 * LINE_BYTES + row * 4 + k % 4];
-                    const auto* scales = reinterpret_cast<const float*>(record + 512);
-                    const int64_t part = k * layout.scales_per_group / GROUP_VALUES;
-                    value = scales[part * TILE_ROWS + row] * static_cast<float>(code - layout.zero);
-                    if (layout.has_minimum) value += scales[(layout.scales_per_group + part) * TILE_ROWS + row];
-                }
-                values[group * GROUP_VALUES + k] = value;
+                values[group * GROUP_VALUES + k] = record_value(matrix.format, record, row, k);
             }
         }
     }

@@ -22,18 +22,24 @@ enum class FormatId : int32_t {
 enum class ActivationKind : int32_t { Int8 = 0, Bf16 = 1, F32 = 2 };
 
 constexpr int64_t TILE_ROWS = 16;
+// Grows with every change of the packed form, so that what was packed before can be told.
+constexpr int PACKED_LAYOUT_VERSION = 4;
 
 struct PackedMatrix {
     FormatId format;
-    int64_t rows;   // outputs; a last tile of fewer than 16 rows is padded with zero weights
+    int64_t rows;   // outputs; tiles lie in pairs, and what the rows do not fill of the last pair is zero weights
     int64_t width;  // inputs; a multiple of the format's block
     const uint8_t* data;  // 64-byte aligned
 };
 
+// Raised whenever the packed bytes of any format change: packed weights are kept in files.
+constexpr int PACKED_LAYOUT_VERSION = 2;
+
 int64_t num_tiles(const PackedMatrix& matrix);
-// Bytes of the packed form; every tile is the same size, a multiple of 64.
+// Bytes of the packed form, a multiple of 64.
 size_t packed_bytes(FormatId format, int64_t rows, int64_t width);
-// Packs tiles [tile_begin, tile_end) of a matrix whose file bytes (rows after one another) are `source`.
+// Packs tiles [tile_begin, tile_end) of a matrix whose file bytes (rows after one another) are `source`. A pair of tiles
+// (2i, 2i + 1) is written by the call whose range has the first of them.
 void pack_tiles(FormatId format, int64_t rows, int64_t width, const uint8_t* source, uint8_t* packed,
                 int64_t tile_begin, int64_t tile_end);
 // Dequantises packed rows to float: the embedding lookup, and the oracle of the tests. out[i] is row_ids[i].
@@ -47,6 +53,9 @@ size_t activation_row_bytes(ActivationKind kind, int64_t width);
 // Prepared rows may be interleaved in blocks internally; callers only index by whole buffers.
 void prepare_activations(ActivationKind kind, const float* x, int64_t x_stride, int64_t num_rows, int64_t width,
                          uint8_t* prepared, int64_t row_begin, int64_t row_end);
+// A prepared row is its groups of 32 values, one after another: here begin those from `column` (a multiple of 32) on,
+// and they may be prepared by themselves, as a narrower row.
+size_t activation_offset_bytes(ActivationKind kind, int64_t column);
 
 struct Epilogue {
     const float* bias = nullptr;      // [rows] added, or null

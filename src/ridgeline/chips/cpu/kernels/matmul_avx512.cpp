@@ -14,65 +14,42 @@ namespace avx512 {
 
 namespace {
 
-void copy_lines(const uint8_t* source, int64_t num_lines, uint8_t* records) {
-    for (int64_t i = 0; i < num_lines; ++i, source += LINE_BYTES, records += 2 * LINE_BYTES) {
-        _mm512_store_si512(records, _mm512_loadu_si512(source));
-    }
-}
-
-void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
-    copy_lines(tile + first_group * 2048, count * 32, records);
-}
-
-void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
-    copy_lines(tile + first_group * 1024, count * 16, records);
-}
-
 __m512 load_halves(const uint8_t* source) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
 }
 
-void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
-    const uint8_t* source = tile + first_group * 1024;
-    for (int64_t i = 0; i < count * GROUP_VALUES; ++i) {
-        _mm512_store_ps(records + i * 2 * LINE_BYTES, load_halves(source + i * 32));
+void unpack_f16(const uint8_t* pair, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
+    const uint8_t* source = pair + first_group * PAIR_TILES * 1024;
+    for (int64_t i = 0; i < count * PAIR_TILES * GROUP_VALUES; ++i) {
+        _mm512_store_ps(records + i * LINE_BYTES, load_halves(source + i * LINE_BYTES / 2));
     }
 }
 
-// Weights of one input, from records or from the packed tiles.
-struct Records {
-    const uint8_t* lines;
-    __m512 load(int tile, int64_t i) const { return _mm512_load_ps(lines + (2 * i + tile) * LINE_BYTES); }
-    void ask_ahead(int64_t) const {}
+// 16 weights of one input: of f32 from records, of f16 from the packed pair.
+struct F32Weights {
+    static constexpr int64_t line_bytes = LINE_BYTES;
+    static __m512 load(const uint8_t* source) { return _mm512_load_ps(source); }
 };
-struct PackedF32 {
-    const PackedRun& run;
-    __m512 load(int tile, int64_t i) const { return _mm512_loadu_ps(run.groups[tile] + i * LINE_BYTES); }
-    void ask_ahead(int64_t i) const {
-        _mm_prefetch(run.ahead + i * LINE_BYTES, _MM_HINT_T0);
-        _mm_prefetch(run.ahead + (run.groups[1] - run.groups[0]) + i * LINE_BYTES, _MM_HINT_T0);
-    }
-};
-struct PackedF16 {
-    const PackedRun& run;
-    __m512 load(int tile, int64_t i) const { return load_halves(run.groups[tile] + i * LINE_BYTES / 2); }
-    void ask_ahead(int64_t i) const {
-        _mm_prefetch(run.ahead + i * LINE_BYTES / 2, _MM_HINT_T0);
-        _mm_prefetch(run.ahead + (run.groups[1] - run.groups[0]) + i * LINE_BYTES / 2, _MM_HINT_T0);
-    }
+struct F16Weights {
+    static constexpr int64_t line_bytes = LINE_BYTES / 2;
+    static __m512 load(const uint8_t* source) { return load_halves(source); }
 };
 
 template <int rows, typename Weights>
-void multiply_f32_rows(const Weights weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
+void multiply_f32_rows(const uint8_t* weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums,
+                       const Ahead& ahead) {
+    constexpr int64_t step = PAIR_TILES * Weights::line_bytes;
     __m512 sums0[rows], sums1[rows];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; ++r) {
         sums0[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS);
         sums1[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS + TILE_ROWS);
     }
-    for (int64_t i = 0; i < count; ++i) {
-        weights.ask_ahead(i);
-        const __m512 w0 = weights.load(0, i), w1 = weights.load(1, i);
+    for (int64_t i = 0; i < count; ++i, weights += step) {
+        for (int64_t line = 0; line < step; line += LINE_BYTES) {
+            _mm_prefetch(ahead.next + i * step + line, _MM_HINT_T0);
+        }
+        const __m512 w0 = Weights::load(weights), w1 = Weights::load(weights + Weights::line_bytes);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) {
             const __m512 broadcast = _mm512_set1_ps(reinterpret_cast<const float*>(x + r * row_bytes)[i]);
@@ -87,30 +64,23 @@ void multiply_f32_rows(const Weights weights, int64_t count, const uint8_t* x, i
     }
 }
 
-void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
-                  float* sums, const Ahead&) {
+template <typename Weights>
+void multiply_f32(const uint8_t* weights, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
+                  float* sums, const Ahead& ahead) {
     const int64_t count = num_groups * GROUP_VALUES;
-    const Records weights{records};
     switch (num_rows) {
-        case 1: return multiply_f32_rows<1>(weights, count, prepared, row_bytes, sums);
-        case 2: return multiply_f32_rows<2>(weights, count, prepared, row_bytes, sums);
-        case 3: return multiply_f32_rows<3>(weights, count, prepared, row_bytes, sums);
-        case 4: return multiply_f32_rows<4>(weights, count, prepared, row_bytes, sums);
-        case 5: return multiply_f32_rows<5>(weights, count, prepared, row_bytes, sums);
-        default: return multiply_f32_rows<6>(weights, count, prepared, row_bytes, sums);
+        case 1: return multiply_f32_rows<1, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 2: return multiply_f32_rows<2, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 3: return multiply_f32_rows<3, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 4: return multiply_f32_rows<4, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 5: return multiply_f32_rows<5, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        default: return multiply_f32_rows<6, Weights>(weights, count, prepared, row_bytes, sums, ahead);
     }
 }
 
-template <typename Weights>
-void multiply_f32_direct(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums) {
-    const int64_t count = run.num_groups * GROUP_VALUES;
-    const Weights weights{run};
-    switch (num_rows) {
-        case 1: return multiply_f32_rows<1>(weights, count, prepared, row_bytes, sums);
-        case 2: return multiply_f32_rows<2>(weights, count, prepared, row_bytes, sums);
-        case 3: return multiply_f32_rows<3>(weights, count, prepared, row_bytes, sums);
-        default: return multiply_f32_rows<4>(weights, count, prepared, row_bytes, sums);
-    }
+void multiply_f16_direct(const uint8_t* groups, const uint8_t*, int64_t num_groups, const uint8_t* prepared,
+                         int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead) {
+    multiply_f32<F16Weights>(groups, num_groups, prepared, row_bytes, num_rows, sums, ahead);
 }
 
 void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
@@ -189,11 +159,9 @@ InstructionSet make_set(bool has_bf16) {
         kernels.multiply = multiply_function(format);
         kernels.multiply_direct = direct_function(format);
     }
-    set.formats[static_cast<int>(FormatId::F32)] = {unpack_f32, multiply_f32, nullptr, multiply_f32_direct<PackedF32>};
-    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32, nullptr, multiply_f32_direct<PackedF16>};
-    if (has_bf16) {
-        set.formats[static_cast<int>(FormatId::BF16)] = {unpack_bf16, multiply_bf16, nullptr, multiply_bf16_direct};
-    }
+    set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_f32<F32Weights>};
+    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32<F32Weights>, nullptr, multiply_f16_direct};
+    if (has_bf16) set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_bf16};
     set.prepare_int8 = prepare_int8;
     set.int8_loop = int8_loop;
     set.bf16_loop = has_bf16 ? bf16_loop : fp32_loop;

@@ -26,7 +26,6 @@ double int8_loop(int64_t repeats);
 // With AVX512_BF16.
 void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
                    float* sums, const Ahead& ahead);
-void multiply_bf16_direct(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums);
 double bf16_loop(int64_t repeats);
 
 }  // namespace ridgeline::avx512

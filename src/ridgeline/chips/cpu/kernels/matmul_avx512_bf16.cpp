@@ -11,36 +11,20 @@ namespace ridgeline::avx512 {
 
 namespace {
 
-// Weights of two inputs, from records or from the packed tiles.
-struct Records {
-    const uint8_t* lines;
-    __m512bh load(int tile, int64_t i) const {
-        return reinterpret_cast<__m512bh>(_mm512_load_si512(lines + (2 * i + tile) * LINE_BYTES));
-    }
-    void ask_ahead(int64_t) const {}
-};
-struct Packed {
-    const PackedRun& run;
-    __m512bh load(int tile, int64_t i) const {
-        return reinterpret_cast<__m512bh>(_mm512_loadu_si512(run.groups[tile] + i * LINE_BYTES));
-    }
-    void ask_ahead(int64_t i) const {
-        _mm_prefetch(run.ahead + i * LINE_BYTES, _MM_HINT_T0);
-        _mm_prefetch(run.ahead + (run.groups[1] - run.groups[0]) + i * LINE_BYTES, _MM_HINT_T0);
-    }
-};
-
-template <int rows, typename Weights>
-void multiply_rows(const Weights weights, int64_t num_pairs, const uint8_t* x, int64_t row_bytes, float* sums) {
+template <int rows>
+void multiply_rows(const uint8_t* records, int64_t num_pairs, const uint8_t* x, int64_t row_bytes, float* sums,
+                   const Ahead& ahead) {
     __m512 sums0[rows], sums1[rows];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; ++r) {
         sums0[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS);
         sums1[r] = _mm512_loadu_ps(sums + r * PAIR_ROWS + TILE_ROWS);
     }
-    for (int64_t i = 0; i < num_pairs; ++i) {
-        weights.ask_ahead(i);
-        const auto w0 = weights.load(0, i), w1 = weights.load(1, i);
+    for (int64_t i = 0; i < num_pairs; ++i, records += 2 * LINE_BYTES) {
+        _mm_prefetch(ahead.next + 2 * LINE_BYTES * i, _MM_HINT_T0);
+        _mm_prefetch(ahead.next + 2 * LINE_BYTES * i + LINE_BYTES, _MM_HINT_T0);
+        const auto w0 = reinterpret_cast<__m512bh>(_mm512_load_si512(records));
+        const auto w1 = reinterpret_cast<__m512bh>(_mm512_load_si512(records + LINE_BYTES));
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) {
             int32_t pair;
@@ -60,27 +44,15 @@ void multiply_rows(const Weights weights, int64_t num_pairs, const uint8_t* x, i
 }  // namespace
 
 void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
-                   float* sums, const Ahead&) {
+                   float* sums, const Ahead& ahead) {
     const int64_t num_pairs = num_groups * GROUP_VALUES / 2;
-    const Records weights{records};
     switch (num_rows) {
-        case 1: return multiply_rows<1>(weights, num_pairs, prepared, row_bytes, sums);
-        case 2: return multiply_rows<2>(weights, num_pairs, prepared, row_bytes, sums);
-        case 3: return multiply_rows<3>(weights, num_pairs, prepared, row_bytes, sums);
-        case 4: return multiply_rows<4>(weights, num_pairs, prepared, row_bytes, sums);
-        case 5: return multiply_rows<5>(weights, num_pairs, prepared, row_bytes, sums);
-        default: return multiply_rows<6>(weights, num_pairs, prepared, row_bytes, sums);
-    }
-}
-
-void multiply_bf16_direct(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums) {
-    const int64_t num_pairs = run.num_groups * GROUP_VALUES / 2;
-    const Packed weights{run};
-    switch (num_rows) {
-        case 1: return multiply_rows<1>(weights, num_pairs, prepared, row_bytes, sums);
-        case 2: return multiply_rows<2>(weights, num_pairs, prepared, row_bytes, sums);
-        case 3: return multiply_rows<3>(weights, num_pairs, prepared, row_bytes, sums);
-        default: return multiply_rows<4>(weights, num_pairs, prepared, row_bytes, sums);
+        case 1: return multiply_rows<1>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 2: return multiply_rows<2>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 3: return multiply_rows<3>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 4: return multiply_rows<4>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 5: return multiply_rows<5>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        default: return multiply_rows<6>(records, num_pairs, prepared, row_bytes, sums, ahead);
     }
 }
 

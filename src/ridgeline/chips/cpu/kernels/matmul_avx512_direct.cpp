@@ -10,7 +10,7 @@ namespace ridgeline::avx512 {
 
 namespace {
 
-// Masks and code book of a format. Its code lines are made in zmm24 (tile 0, at operand a) and zmm25 (tile 1, at b).
+// Masks and code book of a format. Its code lines are made in zmm24 (tile 0, at operand a) and zmm25 (tile 1, one line on).
 struct Constants {
     uint32_t low;   // zmm8: the bits that come from the first plane
     uint32_t all;   // zmm9: all bits of a code
@@ -32,19 +32,19 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
 // clang-format off
 
 #define SHIFTED(OPERATION, BITS, OFFSET) \
-    OPERATION " $" BITS ", " OFFSET "(%[a]), %%zmm24\n\t" \
-    OPERATION " $" BITS ", " OFFSET "(%[b]), %%zmm25\n\t"
+    OPERATION " $" BITS ", 2*" OFFSET "(%[a]), %%zmm24\n\t" \
+    OPERATION " $" BITS ", 2*" OFFSET "+64(%[a]), %%zmm25\n\t"
 #define MASKED(MASK) \
     "vpandd " MASK ", %%zmm24, %%zmm24\n\t" \
     "vpandd " MASK ", %%zmm25, %%zmm25\n\t"
 #define LOADED_MASKED(OFFSET) \
-    "vpandd " OFFSET "(%[a]), %%zmm8, %%zmm24\n\t" \
-    "vpandd " OFFSET "(%[b]), %%zmm8, %%zmm25\n\t"
+    "vpandd 2*" OFFSET "(%[a]), %%zmm8, %%zmm24\n\t" \
+    "vpandd 2*" OFFSET "+64(%[a]), %%zmm8, %%zmm25\n\t"
 // Bits of zmm8 stay, the others come from the second plane (moved up), then the mask of all bits. 0xe2 is
 // "first where the mask is set, else third".
 #define JOINED(BITS, OFFSET) \
-    "vpsllw $" BITS ", " OFFSET "(%[a]), %%zmm10\n\t" \
-    "vpsllw $" BITS ", " OFFSET "(%[b]), %%zmm11\n\t" \
+    "vpsllw $" BITS ", 2*" OFFSET "(%[a]), %%zmm10\n\t" \
+    "vpsllw $" BITS ", 2*" OFFSET "+64(%[a]), %%zmm11\n\t" \
     "vpternlogd $0xe2, %%zmm10, %%zmm8, %%zmm24\n\t" \
     "vpternlogd $0xe2, %%zmm11, %%zmm8, %%zmm25\n\t" \
     MASKED("%%zmm9")
@@ -110,8 +110,8 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
 #define TWO_7 LOADED_MASKED("64")
 
 #define LOADED(OFFSET) \
-    "vmovdqa64 " OFFSET "(%[a]), %%zmm24\n\t" \
-    "vmovdqa64 " OFFSET "(%[b]), %%zmm25\n\t"
+    "vmovdqa64 2*" OFFSET "(%[a]), %%zmm24\n\t" \
+    "vmovdqa64 2*" OFFSET "+64(%[a]), %%zmm25\n\t"
 #define BYTE_0 LOADED("0")
 #define BYTE_1 LOADED("64")
 #define BYTE_2 LOADED("128")
@@ -121,10 +121,11 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
 #define BYTE_6 LOADED("384")
 #define BYTE_7 LOADED("448")
 
-#define LINES_FIRST(ROWS, CODES) \
-    CODES##_0 ROWS(DOT, 0) CODES##_1 ROWS(DOT, 1) CODES##_2 ROWS(DOT, 2) CODES##_3 ROWS(DOT, 3)
-#define LINES_SECOND(ROWS, CODES) \
-    CODES##_4 ROWS(DOT, 4) CODES##_5 ROWS(DOT, 5) CODES##_6 ROWS(DOT, 6) CODES##_7 ROWS(DOT, 7)
+#define LINE(ROWS, CODES, ASKED, V) ASKED##_##V CODES##_##V ROWS(DOT, V)
+#define LINES_FIRST(ROWS, CODES, ASKED) \
+    LINE(ROWS, CODES, ASKED, 0) LINE(ROWS, CODES, ASKED, 1) LINE(ROWS, CODES, ASKED, 2) LINE(ROWS, CODES, ASKED, 3)
+#define LINES_SECOND(ROWS, CODES, ASKED) \
+    LINE(ROWS, CODES, ASKED, 4) LINE(ROWS, CODES, ASKED, 5) LINE(ROWS, CODES, ASKED, 6) LINE(ROWS, CODES, ASKED, 7)
 
 #define LOAD_SCALES(OFFSET) \
     "vmovaps " OFFSET "(%[s]), %%zmm28\n\t" \
@@ -133,40 +134,77 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
     "vmovaps " OFFSET "(%[s]), %%zmm30\n\t" \
     "vmovaps " OFFSET "+%c[half](%[s]), %%zmm31\n\t"
 
-#define GROUP_32(ROWS, CODES) \
-    ROWS(START_32, 0) LINES_FIRST(ROWS, CODES) LINES_SECOND(ROWS, CODES) LOAD_SCALES("0") ROWS(ADD_SCALED, 0)
-#define GROUP_32_MINIMUM(ROWS, CODES) \
-    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES) LINES_SECOND(ROWS, CODES) \
+#define GROUP_32(ROWS, CODES, ASKED) \
+    ROWS(START_32, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) LOAD_SCALES("0") ROWS(ADD_SCALED, 0)
+#define GROUP_32_MINIMUM(ROWS, CODES, ASKED) \
+    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) \
     LOAD_SCALES("0") LOAD_MINIMUMS("64") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_32, 0)
-#define GROUP_16(ROWS, CODES) \
-    ROWS(START_16_FIRST, 0) LINES_FIRST(ROWS, CODES) LOAD_SCALES("0") ROWS(ADD_SCALED, 0) \
-    ROWS(START_16_SECOND, 0) LINES_SECOND(ROWS, CODES) LOAD_SCALES("64") ROWS(ADD_SCALED, 0)
-#define GROUP_16_MINIMUM(ROWS, CODES) \
-    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES) \
+#define GROUP_16(ROWS, CODES, ASKED) \
+    ROWS(START_16_FIRST, 0) LINES_FIRST(ROWS, CODES, ASKED) LOAD_SCALES("0") ROWS(ADD_SCALED, 0) \
+    ROWS(START_16_SECOND, 0) LINES_SECOND(ROWS, CODES, ASKED) LOAD_SCALES("64") ROWS(ADD_SCALED, 0)
+#define GROUP_16_MINIMUM(ROWS, CODES, ASKED) \
+    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES, ASKED) \
     LOAD_SCALES("0") LOAD_MINIMUMS("128") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_FIRST, 0) \
-    ROWS(START_ZERO, 0) LINES_SECOND(ROWS, CODES) \
+    ROWS(START_ZERO, 0) LINES_SECOND(ROWS, CODES, ASKED) \
     LOAD_SCALES("64") LOAD_MINIMUMS("192") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_SECOND, 0)
 
-#define ASK_LINE(OFFSET) \
-    "prefetcht0 " OFFSET "(%[ahead])\n\t" \
-    "prefetcht0 " OFFSET "(%[ahead],%[apart])\n\t"
-#define ASK_3 ASK_LINE("0") ASK_LINE("64") ASK_LINE("128")
-#define ASK_4 ASK_3 ASK_LINE("192")
-#define ASK_5 ASK_4 ASK_LINE("256")
-#define ASK_6 ASK_5 ASK_LINE("320")
-#define ASK_7 ASK_6 ASK_LINE("384")
-#define ASK_9 ASK_7 ASK_LINE("448") ASK_LINE("512")
+// Memory is asked a few lines with every code line, since a burst of requests would make the loop wait.
+#define ASK(OFFSET) "prefetcht0 " OFFSET "(%[next])\n\t"
+#define ASK_6_0 ASK("0")
+#define ASK_6_1 ASK("64")
+#define ASK_6_2 ASK("128")
+#define ASK_6_3
+#define ASK_6_4 ASK("192")
+#define ASK_6_5 ASK("256")
+#define ASK_6_6 ASK("320")
+#define ASK_6_7
+#define ASK_8_0 ASK("0")
+#define ASK_8_1 ASK("64")
+#define ASK_8_2 ASK("128")
+#define ASK_8_3 ASK("192")
+#define ASK_8_4 ASK("256")
+#define ASK_8_5 ASK("320")
+#define ASK_8_6 ASK("384")
+#define ASK_8_7 ASK("448")
+#define ASK_10_0 ASK_8_0
+#define ASK_10_1 ASK_8_1
+#define ASK_10_2 ASK_8_2
+#define ASK_10_3 ASK_8_3 ASK("512")
+#define ASK_10_4 ASK_8_4
+#define ASK_10_5 ASK_8_5
+#define ASK_10_6 ASK_8_6
+#define ASK_10_7 ASK_8_7 ASK("576")
+#define ASK_12_0 ASK_10_0
+#define ASK_12_1 ASK_10_1 ASK("640")
+#define ASK_12_2 ASK_10_2
+#define ASK_12_3 ASK_10_3
+#define ASK_12_4 ASK_10_4
+#define ASK_12_5 ASK_10_5 ASK("704")
+#define ASK_12_6 ASK_10_6
+#define ASK_12_7 ASK_10_7
+#define ASK_14_0 ASK_12_0 ASK("768")
+#define ASK_14_1 ASK_12_1
+#define ASK_14_2 ASK_12_2
+#define ASK_14_3 ASK_12_3
+#define ASK_14_4 ASK_12_4 ASK("832")
+#define ASK_14_5 ASK_12_5
+#define ASK_14_6 ASK_12_6
+#define ASK_14_7 ASK_12_7
+#define ASK_17_0 ASK_14_0
+#define ASK_17_1 ASK_14_1
+#define ASK_17_2 ASK_14_2 ASK("896")
+#define ASK_17_3 ASK_14_3
+#define ASK_17_4 ASK_14_4
+#define ASK_17_5 ASK_14_5
+#define ASK_17_6 ASK_14_6 ASK("960")
+#define ASK_17_7 ASK_14_7 ASK("1024")
 
 // HALF_BYTES: scales of one tile with a group.
-#define DEFINE_LOOP(NAME, ROWS, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
-    void NAME(const PackedRun& run, const Constants& constants, const uint8_t* x0, int64_t stride, float* sums) { \
+#define DEFINE_LOOP(NAME, ROWS, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
+    void NAME(const Constants& constants, const uint8_t* a, const uint8_t* s, int64_t count, const uint8_t* x0, \
+              int64_t stride, float* sums, const Ahead& ahead) { \
         const uint8_t* x1 = x0 + 3 * stride; \
-        const uint8_t* a = run.groups[0]; \
-        const uint8_t* b = run.groups[1]; \
-        const uint8_t* s = run.scales; \
-        const uint8_t* ahead = run.ahead; \
-        const int64_t apart = b - a; \
-        int64_t count = run.num_groups; \
+        const uint8_t* next = ahead.next; \
         asm volatile( \
             "vpbroadcastd %[low], %%zmm8\n\t" \
             "vpbroadcastd %[all], %%zmm9\n\t" \
@@ -174,46 +212,44 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
             ROWS(LOAD_SUMS, 0) \
             ".p2align 6\n\t" \
             "1:\n\t" \
-            ASK \
-            GROUP(ROWS, CODES) \
+            GROUP(ROWS, CODES, ASKED) \
             "add $48, %[x0]\n\t" \
             "add $48, %[x1]\n\t" \
-            "add %[step], %[ahead]\n\t" \
-            "add %[bytes], %[a]\n\t" \
-            "add %[bytes], %[b]\n\t" \
+            "add %[step], %[next]\n\t" \
+            "add $2*%c[bytes], %[a]\n\t" \
             "add $2*%c[half], %[s]\n\t" \
             "dec %[count]\n\t" \
             "jnz 1b\n\t" \
             ROWS(STORE_SUMS, 0) \
-            : [a] "+r"(a), [b] "+r"(b), [s] "+r"(s), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), \
-              [ahead] "+r"(ahead) \
-            : [stride] "r"(stride), [sums] "r"(sums), [apart] "r"(apart), [step] "r"(run.ahead_step), [half] "i"(HALF_BYTES), \
+            : [a] "+r"(a), [s] "+r"(s), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), [next] "+r"(next) \
+            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [half] "i"(HALF_BYTES), \
               [bytes] "i"(GROUP_BYTES), [low] "m"(constants.low), [all] "m"(constants.all), [book] "m"(constants.book) \
             : "memory", "cc", ALL_ZMM); \
     }
 
-using Loop = void (*)(const PackedRun& run, const Constants& constants, const uint8_t* x0, int64_t stride, float* sums);
+using Loop = void (*)(const Constants& constants, const uint8_t* a, const uint8_t* s, int64_t count, const uint8_t* x0,
+                      int64_t stride, float* sums, const Ahead& ahead);
 
-#define DEFINE_LOOPS(NAME, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
-    DEFINE_LOOP(NAME##_rows_1, ROWS_1, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
-    DEFINE_LOOP(NAME##_rows_2, ROWS_2, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
-    DEFINE_LOOP(NAME##_rows_3, ROWS_3, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
-    DEFINE_LOOP(NAME##_rows_4, ROWS_4, GROUP, CODES, ASK, GROUP_BYTES, HALF_BYTES) \
+#define DEFINE_LOOPS(NAME, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_1, ROWS_1, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_2, ROWS_2, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_3, ROWS_3, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
+    DEFINE_LOOP(NAME##_rows_4, ROWS_4, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
     struct NAME { \
         static constexpr Loop loops[MAX_ROWS_PER_DIRECT_CALL] = { \
             NAME##_rows_1, NAME##_rows_2, NAME##_rows_3, NAME##_rows_4}; \
         static constexpr int group_bytes = GROUP_BYTES, scale_bytes = HALF_BYTES; \
     };
 
-DEFINE_LOOPS(nibble, GROUP_32, NIBBLE, ASK_5, 256, 64)
-DEFINE_LOOPS(nibble_minimum, GROUP_32_MINIMUM, NIBBLE, ASK_5, 256, 128)
-DEFINE_LOOPS(book, GROUP_32, BOOK, ASK_5, 256, 64)
-DEFINE_LOOPS(five, GROUP_32, FIVE, ASK_6, 320, 64)
-DEFINE_LOOPS(five_minimum, GROUP_32_MINIMUM, FIVE, ASK_6, 320, 128)
-DEFINE_LOOPS(byte, GROUP_32, BYTE, ASK_9, 512, 64)
-DEFINE_LOOPS(six, GROUP_16, SIX, ASK_7, 384, 128)
-DEFINE_LOOPS(three, GROUP_16, THREE, ASK_4, 192, 128)
-DEFINE_LOOPS(two_minimum, GROUP_16_MINIMUM, TWO, ASK_3, 128, 256)
+DEFINE_LOOPS(nibble, GROUP_32, NIBBLE, ASK_10, 256, 64)
+DEFINE_LOOPS(nibble_minimum, GROUP_32_MINIMUM, NIBBLE, ASK_10, 256, 128)
+DEFINE_LOOPS(book, GROUP_32, BOOK, ASK_10, 256, 64)
+DEFINE_LOOPS(five, GROUP_32, FIVE, ASK_12, 320, 64)
+DEFINE_LOOPS(five_minimum, GROUP_32_MINIMUM, FIVE, ASK_12, 320, 128)
+DEFINE_LOOPS(byte, GROUP_32, BYTE, ASK_17, 512, 64)
+DEFINE_LOOPS(six, GROUP_16, SIX, ASK_14, 384, 128)
+DEFINE_LOOPS(three, GROUP_16, THREE, ASK_8, 192, 128)
+DEFINE_LOOPS(two_minimum, GROUP_16_MINIMUM, TWO, ASK_6, 128, 256)
 
 // clang-format on
 
@@ -226,10 +262,11 @@ constexpr Constants IQ4_NL_CONSTANTS = make_book(IQ4_NL_CODES, 0);
 constexpr Constants MXFP4_CONSTANTS = make_book(MXFP4_CODES, 3);
 
 template <FormatId format, typename Loops, const Constants& constants>
-void multiply(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums) {
+void multiply(const uint8_t* groups, const uint8_t* scales, int64_t num_groups, const uint8_t* prepared,
+              int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead) {
     static_assert(Loops::group_bytes == tile_layout(format).group_bytes);
-    static_assert(Loops::scale_bytes == second_tile_offset(format) - 512);
-    Loops::loops[num_rows - 1](run, constants, prepared, row_bytes, sums);
+    static_assert(Loops::scale_bytes == half_record_bytes(format) - 512);
+    Loops::loops[num_rows - 1](constants, groups, scales, num_groups, prepared, row_bytes, sums, ahead);
 }
 
 }  // namespace

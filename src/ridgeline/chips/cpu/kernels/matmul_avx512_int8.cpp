@@ -40,19 +40,17 @@ namespace {
     ROWS(START_ZERO, 0) LINES_SECOND(ROWS) \
     LOAD_SCALES("576") LOAD_MINIMUMS("704") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_SECOND, 0)
 
-// Rows that need records come in at least three calls, so three lines of each tile with a group ask for all of it.
+// Rows that need records come in at least three calls, so six lines with a group ask for all of it.
 #define ASK_AHEAD \
-    "prefetcht0 (%[ahead0])\n\tprefetcht0 64(%[ahead0])\n\tprefetcht0 128(%[ahead0])\n\t" \
-    "prefetcht0 (%[ahead1])\n\tprefetcht0 64(%[ahead1])\n\tprefetcht0 128(%[ahead1])\n\t" \
-    "add %[step], %[ahead0]\n\t" \
-    "add %[step], %[ahead1]\n\t"
+    "prefetcht0 (%[next])\n\tprefetcht0 64(%[next])\n\tprefetcht0 128(%[next])\n\t" \
+    "prefetcht0 192(%[next])\n\tprefetcht0 256(%[next])\n\tprefetcht0 320(%[next])\n\t" \
+    "add %[step], %[next]\n\t"
 
 #define DEFINE_LOOP(NAME, ROWS, GROUP, HALF_BYTES) \
     void NAME(const uint8_t* w, int64_t count, const uint8_t* x0, int64_t stride, float* sums, \
               const Ahead& ahead) { \
         const uint8_t* x1 = x0 + 3 * stride; \
-        const uint8_t* ahead0 = ahead.tiles[0]; \
-        const uint8_t* ahead1 = ahead.tiles[1]; \
+        const uint8_t* next = ahead.next; \
         asm volatile( \
             ROWS(LOAD_SUMS, 0) \
             ".p2align 6\n\t" \
@@ -66,7 +64,7 @@ namespace {
             "jnz 1b\n\t" \
             ROWS(STORE_SUMS, 0) \
             : [w] "+r"(w), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), \
-              [ahead0] "+r"(ahead0), [ahead1] "+r"(ahead1) \
+              [next] "+r"(next) \
             : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [half] "i"(HALF_BYTES) \
             : "memory", "cc", ALL_ZMM); \
     }
@@ -91,8 +89,8 @@ DEFINE_LOOPS(loop_16_minimum, GROUP_16_MINIMUM, 768)
 
 // clang-format on
 
-static_assert(second_tile_offset(FormatId::Q4_0) == 576 && second_tile_offset(FormatId::Q4_1) == 640);
-static_assert(second_tile_offset(FormatId::Q6_K) == 640 && second_tile_offset(FormatId::Q2_K) == 768);
+static_assert(half_record_bytes(FormatId::Q4_0) == 576 && half_record_bytes(FormatId::Q4_1) == 640);
+static_assert(half_record_bytes(FormatId::Q6_K) == 640 && half_record_bytes(FormatId::Q2_K) == 768);
 
 }  // namespace
 

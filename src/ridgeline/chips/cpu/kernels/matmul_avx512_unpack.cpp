@@ -50,27 +50,27 @@ inline Line codes(const uint8_t* group) {
     constexpr int up = code_shift<format>();
     constexpr int nibble_up = up - (v % 2 == 0 ? 0 : 4);
     if constexpr (format == FormatId::Q8_0) {
-        return load_line(group + v * LINE_BYTES);
+        return load_line(group + v * LINE_STRIDE);
     } else if constexpr (format == FormatId::Q5_0 || format == FormatId::Q5_1 || format == FormatId::Q5_K) {
-        const Line low = shifted<nibble_up>(load_line(group + LINE_BYTES + v / 2 * LINE_BYTES));
+        const Line low = shifted<nibble_up>(load_line(group + LINE_STRIDE + v / 2 * LINE_STRIDE));
         const Line high = shifted<up + 4 - v>(load_line(group));
         return join(low, high, 0x0f << up, 0x1f << up);
     } else if constexpr (format == FormatId::Q6_K) {
-        const Line low = shifted<nibble_up>(load_line(group + 2 * LINE_BYTES + v / 2 * LINE_BYTES));
-        const Line high = shifted<up + 4 - 2 * (v % 4)>(load_line(group + v / 4 * LINE_BYTES));
+        const Line low = shifted<nibble_up>(load_line(group + 2 * LINE_STRIDE + v / 2 * LINE_STRIDE));
+        const Line high = shifted<up + 4 - 2 * (v % 4)>(load_line(group + v / 4 * LINE_STRIDE));
         return join(low, high, 0x0f << up, 0x3f << up);
     } else if constexpr (format == FormatId::Q3_K) {
-        const Line low = shifted<up - 2 * (v % 4)>(load_line(group + LINE_BYTES + v / 4 * LINE_BYTES));
+        const Line low = shifted<up - 2 * (v % 4)>(load_line(group + LINE_STRIDE + v / 4 * LINE_STRIDE));
         const Line high = shifted<up + 2 - v>(load_line(group));
         return join(low, high, 0x03 << up, 0x07 << up);
     } else if constexpr (format == FormatId::Q2_K) {
-        return _mm512_and_si512(shifted<up - 2 * (v % 4)>(load_line(group + v / 4 * LINE_BYTES)), bytes(3 << up));
+        return _mm512_and_si512(shifted<up - 2 * (v % 4)>(load_line(group + v / 4 * LINE_STRIDE)), bytes(3 << up));
     } else if constexpr (format == FormatId::IQ4_NL || format == FormatId::MXFP4) {
         const Line book = code_book(format == FormatId::IQ4_NL ? IQ4_NL_CODES : MXFP4_CODES, up);
-        const Line index = shifted<v % 2 == 0 ? 0 : -4>(load_line(group + v / 2 * LINE_BYTES));
+        const Line index = shifted<v % 2 == 0 ? 0 : -4>(load_line(group + v / 2 * LINE_STRIDE));
         return _mm512_shuffle_epi8(book, _mm512_and_si512(index, bytes(15)));
     } else {
-        return _mm512_and_si512(shifted<nibble_up>(load_line(group + v / 2 * LINE_BYTES)), bytes(0x0f << up));
+        return _mm512_and_si512(shifted<nibble_up>(load_line(group + v / 2 * LINE_STRIDE)), bytes(0x0f << up));
     }
 }
 
@@ -105,7 +105,7 @@ inline void store_four(Line values, __m512 factor, uint8_t* scales, int index) {
     put(3, _mm512_extracti32x4_epi32(values, 3));
 }
 
-// Scales of a whole run of a K format, `stride` bytes from group to group. `header` is the chunk's, at the run's place.
+// Scales of a whole run of a K format, `stride` bytes from group to group.
 template <FormatId format, int64_t stride>
 inline void unpack_k_scales(const uint8_t* header, const uint8_t* run, uint8_t* scales) {
     const __m512 factor = _mm512_set1_ps(scale_factor<format>());
@@ -163,44 +163,40 @@ inline void unpack_scale(const uint8_t* source, uint8_t* scales) {
     }
 }
 
-template <FormatId format, int64_t stride>
-inline void unpack_run_scales(const uint8_t* header, const uint8_t* run, int64_t count, uint8_t* scales) {
+// Scales of a run of both tiles, `stride` bytes from group to group and half of a record's from tile to tile.
+template <FormatId format, int64_t stride, int64_t tile_stride>
+inline void unpack_run_scales(const uint8_t* run, int64_t count, uint8_t* scales) {
     constexpr TileLayout layout = tile_layout(format);
-    if constexpr (layout.run_scale_bytes != 0) {
-        unpack_k_scales<format, stride>(header, run, scales);
-    } else {
-        for (int64_t i = 0; i < count; ++i) {
-            unpack_scale<format>(run + i * layout.group_scale_bytes, scales + i * stride);
+    for (int tile = 0; tile < PAIR_TILES; ++tile, scales += tile_stride) {
+        if constexpr (layout.run_scale_bytes != 0) {
+            unpack_k_scales<format, stride>(run + layout.header_offset(tile), run + layout.scale_offset(tile, 0), scales);
+        } else {
+            for (int64_t i = 0; i < count; ++i) {
+                unpack_scale<format>(run + layout.scale_offset(tile, i), scales + i * stride);
+            }
         }
     }
 }
 
 template <FormatId format>
-inline const uint8_t* run_header(const uint8_t* tile, int64_t run) {
-    constexpr TileLayout layout = tile_layout(format);
-    return tile + layout.chunk_offset(run) + run % layout.chunk_runs * 2 * TILE_ROWS;
+void unpack_scales(const uint8_t* pair, int64_t first_group, int64_t num_groups, uint8_t* scales) {
+    constexpr int64_t tile_stride = half_record_bytes(format) - 512;
+    unpack_run_scales<format, PAIR_TILES * tile_stride, tile_stride>(
+        pair + tile_layout(format).run_offset(first_group / RUN_GROUPS), groups_in_run(first_group, num_groups), scales);
 }
 
 template <FormatId format>
-void unpack_scales(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* scales) {
+void unpack(const uint8_t* pair, int64_t first_group, int64_t count, int64_t num_groups, uint8_t* records) {
     constexpr TileLayout layout = tile_layout(format);
-    constexpr int64_t stride = record_bytes(format) - PAIR_TILES * 512;
-    const int64_t run = first_group / RUN_GROUPS;
-    unpack_run_scales<format, stride>(run_header<format>(tile, run), tile + layout.run_offset(run),
-                                      groups_in_run(first_group, num_groups), scales);
-}
-
-template <FormatId format>
-void unpack(const uint8_t* tile, int64_t first_group, int64_t count, int64_t num_groups, uint8_t* records) {
-    constexpr TileLayout layout = tile_layout(format);
-    constexpr int64_t stride = record_bytes(format);
+    constexpr int64_t stride = record_bytes(format), tile_stride = half_record_bytes(format);
     for (int64_t group = first_group; group < first_group + count; group += RUN_GROUPS) {
-        const int64_t run = group / RUN_GROUPS, in_run = groups_in_run(group, num_groups);
-        const uint8_t* source = tile + layout.run_offset(run);
-        unpack_run_scales<format, stride>(run_header<format>(tile, run), source, in_run, records + 512);
-        source += layout.scale_bytes(in_run);
-        for (int64_t i = 0; i < in_run; ++i, source += layout.group_bytes, records += stride) {
+        const int64_t in_run = groups_in_run(group, num_groups);
+        const uint8_t* source = pair + layout.run_offset(group / RUN_GROUPS);
+        unpack_run_scales<format, stride, tile_stride>(source, in_run, records + 512);
+        source += layout.pair_scale_bytes(in_run);
+        for (int64_t i = 0; i < in_run; ++i, source += layout.pair_group_bytes(), records += stride) {
             unpack_codes<format>(source, records);
+            unpack_codes<format>(source + LINE_BYTES, records + tile_stride);
         }
     }
 }

@@ -1,11 +1,11 @@
 // What an instruction set provides for the products, and the form in which weights reach its inner loops.
 //
-// The inner loops work on two tiles (32 outputs) at a time. A slab of inputs of both tiles is unpacked into records,
-// one for each group of 32 inputs, in first-level cache:
+// The inner loops work on a pair of tiles (32 outputs) at a time. For few rows they read the packed pair; for many, a slab
+// of its inputs is first unpacked into records, one for each group of 32 inputs, in first-level cache:
 //   int8 formats   of tile 0, then of tile 1: codes (8 lines of 16 rows x 4 inputs), for each scale of the group a
 //                  line of 16 floats, then the minimums in the same way
-//   bf16           for each pair of inputs a line of tile 0 (16 rows x 2 inputs) and a line of tile 1
-//   f16, f32       for each input 16 floats of tile 0 and 16 of tile 1
+//   f16            for each input 16 floats of tile 0 and 16 of tile 1
+//   bf16, f32      the packed pair itself is of this form
 // Codes may carry a factor that the scales undo (a power of two, so no bit of the result changes).
 #pragma once
 
@@ -14,8 +14,6 @@
 
 namespace ridgeline {
 
-constexpr int PAIR_TILES = 2;
-constexpr int PAIR_ROWS = PAIR_TILES * static_cast<int>(TILE_ROWS);
 constexpr int MAX_ROWS_PER_CALL = 6;
 
 static constexpr int record_bytes(FormatId format) {
@@ -24,10 +22,7 @@ static constexpr int record_bytes(FormatId format) {
     if (layout.scales_per_group == 0) return PAIR_TILES * 2048;
     return PAIR_TILES * (512 + LINE_BYTES * layout.scales_per_group * (layout.has_minimum ? 2 : 1));
 }
-// Where in a record that of tile 1 begins.
-static constexpr int second_tile_offset(FormatId format) {
-    return tile_layout(format).scales_per_group == 0 ? LINE_BYTES : record_bytes(format) / 2;
-}
+static constexpr int half_record_bytes(FormatId format) { return record_bytes(format) / PAIR_TILES; }
 // Bytes of a group of 32 prepared activations.
 static constexpr int64_t activation_group_bytes(ActivationKind kind) {
     if (kind == ActivationKind::Int8) return sizeof(ActivationGroup);
@@ -35,33 +30,26 @@ static constexpr int64_t activation_group_bytes(ActivationKind kind) {
 }
 constexpr int MAX_RECORD_BYTES = PAIR_TILES * 2048;
 
-// What to ask memory for while computing: of each tile of the pair, `step_bytes` more with every group.
+// What to ask memory for while computing: from `next` on, `step_bytes` more with every group.
 struct Ahead {
-    const uint8_t* tiles[PAIR_TILES];
+    const uint8_t* next;
     int64_t step_bytes;
 };
 
-// Unpacks `count` groups from `first_group`, the first of a run, into the tile's half of the records. `num_groups` is
-// that of the whole tile.
-using UnpackFunction = void (*)(const uint8_t* tile, int64_t first_group, int64_t count, int64_t num_groups,
+// Unpacks `count` groups of a pair from `first_group`, the first of a run, into records. `num_groups` is that of the
+// whole pair.
+using UnpackFunction = void (*)(const uint8_t* pair, int64_t first_group, int64_t count, int64_t num_groups,
                                 uint8_t* records);
 // sums[row * PAIR_ROWS + output] += products of `num_rows` (1..MAX_ROWS_PER_CALL) prepared rows with the records.
 using MultiplyFunction = void (*)(const uint8_t* records, int64_t num_groups, const uint8_t* prepared,
                                   int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead);
 
-// The groups of one run of a pair of tiles, as they lie in memory.
-struct PackedRun {
-    const uint8_t* groups[PAIR_TILES];
-    const uint8_t* scales;  // for each group the scales of a record, without its codes
-    int64_t num_groups;
-    const uint8_t* ahead;  // what to ask memory for meanwhile: of tile 0; that of tile 1 lies as far off as its groups
-    int64_t ahead_step;    // bytes of each with every group
-};
-// Unpacks the scales of the run that begins at `first_group`, for the tile's half of PackedRun::scales.
-using UnpackScalesFunction = void (*)(const uint8_t* tile, int64_t first_group, int64_t num_groups, uint8_t* scales);
-// As MultiplyFunction, for 1..MAX_ROWS_PER_DIRECT_CALL rows, without records.
-using MultiplyDirectFunction = void (*)(const PackedRun& run, const uint8_t* prepared, int64_t row_bytes, int num_rows,
-                                        float* sums);
+// Unpacks the scales of the run that begins at `first_group`: for each group what its record would have without codes.
+using UnpackScalesFunction = void (*)(const uint8_t* pair, int64_t first_group, int64_t num_groups, uint8_t* scales);
+// As MultiplyFunction, for 1..MAX_ROWS_PER_DIRECT_CALL rows, with the groups of one run as they lie in memory.
+using MultiplyDirectFunction = void (*)(const uint8_t* groups, const uint8_t* scales, int64_t num_groups,
+                                        const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums,
+                                        const Ahead& ahead);
 constexpr int MAX_ROWS_PER_DIRECT_CALL = 4;
 
 using PrepareFunction = void (*)(const float* x, int64_t width, uint8_t* prepared);
@@ -71,7 +59,7 @@ using MeasureFunction = double (*)(int64_t repeats);
 constexpr int NUM_FORMAT_SLOTS = 40;  // FormatId as index
 
 struct FormatKernels {
-    UnpackFunction unpack = nullptr;
+    UnpackFunction unpack = nullptr;  // null where the packed pair is of the form of records
     MultiplyFunction multiply = nullptr;
     // For few rows, or null.
     UnpackScalesFunction unpack_scales = nullptr;  // null for plain formats

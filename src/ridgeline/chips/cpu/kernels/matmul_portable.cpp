@@ -10,7 +10,7 @@ namespace ridgeline {
 namespace {
 
 uint8_t line_code(const uint8_t* nibbles, int v, int byte) {
-    const uint8_t both = nibbles[(v / 2) * LINE_BYTES + byte];
+    const uint8_t both = nibbles[(v / 2) * LINE_STRIDE + byte];
     return v % 2 == 0 ? both & 15 : both >> 4;
 }
 
@@ -18,15 +18,15 @@ uint8_t line_code(const uint8_t* nibbles, int v, int byte) {
 template <FormatId format>
 uint8_t read_code(const uint8_t* group, int v, int byte) {
     const auto bit = [&](const uint8_t* line) { return (line[byte] >> v) & 1; };
-    const auto pair = [&](const uint8_t* lines) { return (lines[(v / 4) * LINE_BYTES + byte] >> (2 * (v % 4))) & 3; };
+    const auto pair = [&](const uint8_t* lines) { return (lines[(v / 4) * LINE_STRIDE + byte] >> (2 * (v % 4))) & 3; };
     if constexpr (format == FormatId::Q8_0) {
-        return group[v * LINE_BYTES + byte];
+        return group[v * LINE_STRIDE + byte];
     } else if constexpr (format == FormatId::Q5_0 || format == FormatId::Q5_1 || format == FormatId::Q5_K) {
-        return static_cast<uint8_t>(line_code(group + LINE_BYTES, v, byte) | (bit(group) << 4));
+        return static_cast<uint8_t>(line_code(group + LINE_STRIDE, v, byte) | (bit(group) << 4));
     } else if constexpr (format == FormatId::Q6_K) {
-        return static_cast<uint8_t>(line_code(group + 2 * LINE_BYTES, v, byte) | (pair(group) << 4));
+        return static_cast<uint8_t>(line_code(group + 2 * LINE_STRIDE, v, byte) | (pair(group) << 4));
     } else if constexpr (format == FormatId::Q3_K) {
-        return static_cast<uint8_t>(pair(group + LINE_BYTES) | (bit(group) << 2));
+        return static_cast<uint8_t>(pair(group + LINE_STRIDE) | (bit(group) << 2));
     } else if constexpr (format == FormatId::Q2_K) {
         return static_cast<uint8_t>(pair(group));
     } else if constexpr (format == FormatId::IQ4_NL) {
@@ -49,14 +49,14 @@ float half_power(uint8_t exponent) {
     return exponent < 2 ? bits_to_float(0x00200000u << exponent) : bits_to_float((exponent - 1u) << 23);
 }
 
-// Scale `index` (of the run: one or two for each group) of a row.
+// Scale `index` (of the run: one or two for each group) of a row of a tile, from where the layout has those of the group.
 template <FormatId format>
 Scale read_scale(const uint8_t* header, const uint8_t* scales, int index, int row) {
     const auto half = [row](const uint8_t* halves) { return half_to_float(halves + 2 * row); };
     if constexpr (format == FormatId::MXFP4) {
-        return {half_power(scales[16 * index + row]), 0.0f};
+        return {half_power(scales[row]), 0.0f};
     } else if constexpr (format == FormatId::Q4_1 || format == FormatId::Q5_1) {
-        return {half(scales + 64 * index), half(scales + 64 * index + 32)};
+        return {half(scales), half(scales + 32)};
     } else if constexpr (format == FormatId::Q2_K) {
         const uint8_t both = scale_byte(scales + 64, index, row);
         return {half(scales) * static_cast<float>(both & 15), -half(scales + 32) * static_cast<float>(both >> 4)};
@@ -80,33 +80,42 @@ Scale read_scale(const uint8_t* header, const uint8_t* scales, int index, int ro
         const auto scale = static_cast<int8_t>(scale_byte(scales, index, row));
         return {half(header) * static_cast<float>(scale), 0.0f};
     } else {
-        return {half(scales + 32 * index), 0.0f};
+        return {half(scales), 0.0f};
+    }
+}
+
+// One group of a tile to its half of a record.
+template <FormatId format>
+void unpack_group(const uint8_t* run, int tile, int group, int64_t run_groups, uint8_t* half) {
+    constexpr TileLayout layout = tile_layout(format);
+    const uint8_t* source = run + layout.group_offset(tile, group, run_groups);
+    for (int v = 0; v < 8; ++v) {
+        for (int byte = 0; byte < LINE_BYTES; ++byte) {
+            half[v * LINE_BYTES + byte] = read_code<format>(source, v, byte);
+        }
+    }
+    auto* scales = reinterpret_cast<float*>(half + 512);
+    float* minimums = scales + TILE_ROWS * layout.scales_per_group;
+    for (int i = 0; i < layout.scales_per_group; ++i) {
+        for (int row = 0; row < TILE_ROWS; ++row) {
+            const Scale scale = read_scale<format>(run + layout.header_offset(tile),
+                                                   run + layout.scale_offset(tile, group),
+                                                   group * layout.scales_per_group + i, row);
+            scales[i * TILE_ROWS + row] = scale.scale;
+            if (layout.has_minimum) minimums[i * TILE_ROWS + row] = scale.minimum;
+        }
     }
 }
 
 template <FormatId format>
-void unpack(const uint8_t* tile, int64_t first_group, int64_t count, int64_t num_groups, uint8_t* records) {
+void unpack(const uint8_t* pair, int64_t first_group, int64_t count, int64_t num_groups, uint8_t* records) {
     constexpr TileLayout layout = tile_layout(format);
     for (int64_t group = first_group; group < first_group + count; ++group, records += record_bytes(format)) {
-        const int64_t run = group / RUN_GROUPS, in_run = group % RUN_GROUPS;
-        const uint8_t* header = tile + layout.chunk_offset(run) + run % layout.chunk_runs * 2 * TILE_ROWS;
-        const uint8_t* run_scales = tile + layout.run_offset(run);
-        const uint8_t* source = run_scales + layout.scale_bytes(groups_in_run(run * RUN_GROUPS, num_groups)) +
-                                in_run * layout.group_bytes;
-        for (int v = 0; v < 8; ++v) {
-            for (int byte = 0; byte < LINE_BYTES; ++byte) {
-                records[v * LINE_BYTES + byte] = read_code<format>(source, v, byte);
-            }
-        }
-        auto* scales = reinterpret_cast<float*>(records + 512);
-        float* minimums = scales + TILE_ROWS * layout.scales_per_group;
-        for (int i = 0; i < layout.scales_per_group; ++i) {
-            const int index = static_cast<int>(in_run) * layout.scales_per_group + i;
-            for (int row = 0; row < TILE_ROWS; ++row) {
-                const Scale scale = read_scale<format>(header, run_scales, index, row);
-                scales[i * TILE_ROWS + row] = scale.scale;
-                if (layout.has_minimum) minimums[i * TILE_ROWS + row] = scale.minimum;
-            }
+        const int64_t run = group / RUN_GROUPS;
+        for (int tile = 0; tile < PAIR_TILES; ++tile) {
+            unpack_group<format>(pair + layout.run_offset(run), tile, static_cast<int>(group % RUN_GROUPS),
+                                 groups_in_run(run * RUN_GROUPS, num_groups),
+                                 records + tile * half_record_bytes(format));
         }
     }
 }
@@ -148,24 +157,17 @@ void multiply_int8(const uint8_t* records, int64_t num_groups, const uint8_t* pr
         for (int row = 0; row < num_rows; ++row) {
             const auto& group = reinterpret_cast<const ActivationGroup*>(prepared + row * row_bytes)[index];
             for (int tile = 0; tile < PAIR_TILES; ++tile) {
-                add_group<format>(records + tile * second_tile_offset(format), group,
+                add_group<format>(records + tile * half_record_bytes(format), group,
                                   sums + row * PAIR_ROWS + tile * TILE_ROWS);
             }
         }
     }
 }
 
-void unpack_f32(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
-    const uint8_t* source = tile + first_group * 2048;
-    for (int64_t i = 0; i < count * GROUP_VALUES; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
-}
-
-void unpack_f16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
-    const uint8_t* source = tile + first_group * 1024;
-    for (int64_t i = 0; i < count * GROUP_VALUES; ++i) {
-        auto* values = reinterpret_cast<float*>(records + 128 * i);
-        for (int row = 0; row < TILE_ROWS; ++row) values[row] = half_to_float(source + 32 * i + 2 * row);
-    }
+void unpack_f16(const uint8_t* pair, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
+    const uint8_t* source = pair + first_group * PAIR_TILES * 1024;
+    auto* values = reinterpret_cast<float*>(records);
+    for (int64_t i = 0; i < count * GROUP_VALUES * PAIR_ROWS; ++i) values[i] = half_to_float(source + 2 * i);
 }
 
 void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
@@ -180,11 +182,6 @@ void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* pre
             }
         }
     }
-}
-
-void unpack_bf16(const uint8_t* tile, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
-    const uint8_t* source = tile + first_group * 1024;
-    for (int64_t i = 0; i < count * GROUP_VALUES / 2; ++i) std::memcpy(records + 128 * i, source + 64 * i, 64);
 }
 
 void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
@@ -290,9 +287,9 @@ InstructionSet make_set() {
     add_int8<FormatId::Q6_K>(set);
     add_int8<FormatId::IQ4_NL>(set);
     add_int8<FormatId::MXFP4>(set);
-    set.formats[static_cast<int>(FormatId::F32)] = {unpack_f32, multiply_f32};
+    set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_f32};
     set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32};
-    set.formats[static_cast<int>(FormatId::BF16)] = {unpack_bf16, multiply_bf16};
+    set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_bf16};
     set.prepare_int8 = prepare_int8;
     set.int8_loop = int8_loop;
     set.bf16_loop = fp32_loop;

@@ -89,7 +89,7 @@ void read_group(const uint8_t* block, int group, uint32_t words[8]) {
 // The planes of a format, with the lowest bit of the codes that each holds.
 void write_nibbles(const uint32_t words[8], uint8_t* lines) {
     for (int z = 0; z < 4; ++z) {
-        store_word(lines + z * LINE_BYTES, (words[2 * z] & LOW_NIBBLES) | ((words[2 * z + 1] & LOW_NIBBLES) << 4));
+        store_word(lines + z * LINE_STRIDE, (words[2 * z] & LOW_NIBBLES) | ((words[2 * z + 1] & LOW_NIBBLES) << 4));
     }
 }
 
@@ -103,23 +103,23 @@ void write_pairs(const uint32_t words[8], int shift, uint8_t* lines) {
     for (int h = 0; h < 2; ++h) {
         uint32_t word = 0;
         for (int i = 0; i < 4; ++i) word |= ((words[4 * h + i] >> shift) & LOW_PAIRS) << (2 * i);
-        store_word(lines + h * LINE_BYTES, word);
+        store_word(lines + h * LINE_STRIDE, word);
     }
 }
 
 template <FormatId format>
 void write_group(const uint32_t words[8], uint8_t* target) {
     if constexpr (format == FormatId::Q8_0) {
-        for (int v = 0; v < 8; ++v) store_word(target + v * LINE_BYTES, words[v]);
+        for (int v = 0; v < 8; ++v) store_word(target + v * LINE_STRIDE, words[v]);
     } else if constexpr (format == FormatId::Q5_0 || format == FormatId::Q5_1 || format == FormatId::Q5_K) {
         write_bits(words, 4, target);
-        write_nibbles(words, target + LINE_BYTES);
+        write_nibbles(words, target + LINE_STRIDE);
     } else if constexpr (format == FormatId::Q6_K) {
         write_pairs(words, 4, target);
-        write_nibbles(words, target + 2 * LINE_BYTES);
+        write_nibbles(words, target + 2 * LINE_STRIDE);
     } else if constexpr (format == FormatId::Q3_K) {
         write_bits(words, 2, target);
-        write_pairs(words, 0, target + LINE_BYTES);
+        write_pairs(words, 0, target + LINE_STRIDE);
     } else if constexpr (format == FormatId::Q2_K) {
         write_pairs(words, 0, target);
     } else {
@@ -127,15 +127,13 @@ void write_group(const uint32_t words[8], uint8_t* target) {
     }
 }
 
-// Scales of the block that begins at group `group` of a run: `scales` are the run's, `header` the chunk's line at the
-// place of the run.
+// Scales of a block of row `row`; `header` are the f16 scales in front of those of the run.
 template <FormatId format>
-void write_scales(const uint8_t* block, int64_t row, int64_t group, uint8_t* header, uint8_t* scales) {
+void write_scales(const uint8_t* block, int64_t row, uint8_t* header, uint8_t* scales) {
     const auto transpose = [row](const uint8_t* source, int count, uint8_t* target) {
         for (int i = 0; i < count; ++i) target[i * TILE_ROWS + row] = source[i];
     };
     const auto copy_half = [row](const uint8_t* source, uint8_t* target) { std::memcpy(target + 2 * row, source, 2); };
-    scales += group * tile_layout(format).group_scale_bytes;
     if constexpr (format == FormatId::MXFP4) {
         scales[row] = block[0];
     } else if constexpr (format == FormatId::Q4_1 || format == FormatId::Q5_1) {
@@ -160,62 +158,66 @@ void write_scales(const uint8_t* block, int64_t row, int64_t group, uint8_t* hea
     }
 }
 
+struct Source {
+    const uint8_t* bytes;  // of the tile's rows
+    int64_t num_rows;      // 0..16
+    int64_t width;
+};
+
 template <FormatId format>
-void pack_quantised_tile(int64_t num_rows, int64_t width, const uint8_t* source, uint8_t* tile) {
+void pack_quantised_tile(const Source& source, uint8_t* pair, int tile) {
     constexpr TileLayout layout = tile_layout(format);
     constexpr int block_groups = layout.block_values / GROUP_VALUES;
-    const int64_t num_blocks = width / layout.block_values;
-    const int64_t num_groups = num_groups_of(width);
+    const int64_t num_blocks = source.width / layout.block_values;
+    const int64_t num_groups = num_groups_of(source.width);
     for (int64_t block_index = 0; block_index < num_blocks; ++block_index) {
-        const int64_t run = block_index * block_groups / RUN_GROUPS;
+        const int64_t run_index = block_index * block_groups / RUN_GROUPS;
         const int64_t first = block_index * block_groups % RUN_GROUPS;
-        uint8_t* header = tile + layout.chunk_offset(run) + run % layout.chunk_runs * 2 * TILE_ROWS;
-        uint8_t* scales = tile + layout.run_offset(run);
-        uint8_t* groups = scales + layout.scale_bytes(groups_in_run(run * RUN_GROUPS, num_groups));
-        for (int64_t row = 0; row < num_rows; ++row) {
-            const uint8_t* block = source + (row * num_blocks + block_index) * layout.block_bytes;
-            write_scales<format>(block, row, first, header, scales);
+        const int64_t run_groups = groups_in_run(run_index * RUN_GROUPS, num_groups);
+        uint8_t* run = pair + layout.run_offset(run_index);
+        for (int64_t row = 0; row < source.num_rows; ++row) {
+            const uint8_t* block = source.bytes + (row * num_blocks + block_index) * layout.block_bytes;
+            write_scales<format>(block, row, run + layout.header_offset(tile), run + layout.scale_offset(tile, first));
             for (int group = 0; group < block_groups; ++group) {
                 uint32_t words[8];
                 read_group<format>(block, group, words);
-                write_group<format>(words, groups + (first + group) * layout.group_bytes + 4 * row);
+                write_group<format>(words, run + layout.group_offset(tile, first + group, run_groups) + 4 * row);
             }
         }
     }
 }
 
-// `values_per_line`: inputs of a row that lie side by side (2 for bf16 pairs).
-void pack_plain_tile(int64_t num_rows, int64_t width, int value_bytes, int values_per_line, const uint8_t* source,
-                     uint8_t* tile) {
-    const int64_t piece_bytes = static_cast<int64_t>(value_bytes) * values_per_line;
-    const int64_t row_bytes = width * value_bytes;
-    for (int64_t row = 0; row < num_rows; ++row) {
-        const uint8_t* values = source + row * row_bytes;
-        for (int64_t offset = 0, line = 0; offset < row_bytes; offset += piece_bytes, ++line) {
+// `values_together`: inputs of a row that lie side by side.
+void pack_plain_tile(const Source& source, int64_t value_bytes, int64_t values_together, uint8_t* pair, int tile) {
+    const int64_t piece_bytes = value_bytes * values_together;
+    const int64_t row_bytes = source.width * value_bytes;
+    for (int64_t row = 0; row < source.num_rows; ++row) {
+        const uint8_t* values = source.bytes + row * row_bytes;
+        for (int64_t offset = 0, piece = 0; offset < row_bytes; offset += piece_bytes, ++piece) {
             const int64_t left = row_bytes - offset;
-            std::memcpy(tile + (line * TILE_ROWS + row) * piece_bytes, values + offset,
+            std::memcpy(pair + ((PAIR_TILES * piece + tile) * TILE_ROWS + row) * piece_bytes, values + offset,
                         static_cast<size_t>(left < piece_bytes ? left : piece_bytes));
         }
     }
 }
 
-void pack_tile(FormatId format, int64_t num_rows, int64_t width, const uint8_t* source, uint8_t* tile) {
+void pack_tile(FormatId format, const Source& source, uint8_t* pair, int tile) {
     switch (format) {
-        case FormatId::F32: return pack_plain_tile(num_rows, width, 4, 1, source, tile);
-        case FormatId::F16: return pack_plain_tile(num_rows, width, 2, 1, source, tile);
-        case FormatId::BF16: return pack_plain_tile(num_rows, width, 2, 2, source, tile);
-        case FormatId::Q4_0: return pack_quantised_tile<FormatId::Q4_0>(num_rows, width, source, tile);
-        case FormatId::Q4_1: return pack_quantised_tile<FormatId::Q4_1>(num_rows, width, source, tile);
-        case FormatId::Q5_0: return pack_quantised_tile<FormatId::Q5_0>(num_rows, width, source, tile);
-        case FormatId::Q5_1: return pack_quantised_tile<FormatId::Q5_1>(num_rows, width, source, tile);
-        case FormatId::Q8_0: return pack_quantised_tile<FormatId::Q8_0>(num_rows, width, source, tile);
-        case FormatId::Q2_K: return pack_quantised_tile<FormatId::Q2_K>(num_rows, width, source, tile);
-        case FormatId::Q3_K: return pack_quantised_tile<FormatId::Q3_K>(num_rows, width, source, tile);
-        case FormatId::Q4_K: return pack_quantised_tile<FormatId::Q4_K>(num_rows, width, source, tile);
-        case FormatId::Q5_K: return pack_quantised_tile<FormatId::Q5_K>(num_rows, width, source, tile);
-        case FormatId::Q6_K: return pack_quantised_tile<FormatId::Q6_K>(num_rows, width, source, tile);
-        case FormatId::IQ4_NL: return pack_quantised_tile<FormatId::IQ4_NL>(num_rows, width, source, tile);
-        case FormatId::MXFP4: return pack_quantised_tile<FormatId::MXFP4>(num_rows, width, source, tile);
+        case FormatId::F32: return pack_plain_tile(source, 4, 1, pair, tile);
+        case FormatId::F16: return pack_plain_tile(source, 2, 1, pair, tile);
+        case FormatId::BF16: return pack_plain_tile(source, 2, 2, pair, tile);
+        case FormatId::Q4_0: return pack_quantised_tile<FormatId::Q4_0>(source, pair, tile);
+        case FormatId::Q4_1: return pack_quantised_tile<FormatId::Q4_1>(source, pair, tile);
+        case FormatId::Q5_0: return pack_quantised_tile<FormatId::Q5_0>(source, pair, tile);
+        case FormatId::Q5_1: return pack_quantised_tile<FormatId::Q5_1>(source, pair, tile);
+        case FormatId::Q8_0: return pack_quantised_tile<FormatId::Q8_0>(source, pair, tile);
+        case FormatId::Q2_K: return pack_quantised_tile<FormatId::Q2_K>(source, pair, tile);
+        case FormatId::Q3_K: return pack_quantised_tile<FormatId::Q3_K>(source, pair, tile);
+        case FormatId::Q4_K: return pack_quantised_tile<FormatId::Q4_K>(source, pair, tile);
+        case FormatId::Q5_K: return pack_quantised_tile<FormatId::Q5_K>(source, pair, tile);
+        case FormatId::Q6_K: return pack_quantised_tile<FormatId::Q6_K>(source, pair, tile);
+        case FormatId::IQ4_NL: return pack_quantised_tile<FormatId::IQ4_NL>(source, pair, tile);
+        case FormatId::MXFP4: return pack_quantised_tile<FormatId::MXFP4>(source, pair, tile);
     }
 }
 
@@ -224,23 +226,27 @@ void pack_tile(FormatId format, int64_t num_rows, int64_t width, const uint8_t* 
 int64_t num_tiles(const PackedMatrix& matrix) { return (matrix.rows + TILE_ROWS - 1) / TILE_ROWS; }
 
 size_t packed_bytes(FormatId format, int64_t rows, int64_t width) {
-    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    return static_cast<size_t>(tiles * tile_layout(format).tile_bytes(width));
+    const int64_t pairs = (rows + PAIR_ROWS - 1) / PAIR_ROWS;
+    return static_cast<size_t>(pairs * tile_layout(format).pair_bytes(num_groups_of(width)));
 }
 
 void pack_tiles(FormatId format, int64_t rows, int64_t width, const uint8_t* source, uint8_t* packed,
                 int64_t tile_begin, int64_t tile_end) {
     const TileLayout layout = tile_layout(format);
-    const int64_t tile_bytes = layout.tile_bytes(width);
+    const int64_t pair_bytes = layout.pair_bytes(num_groups_of(width));
     const int64_t row_bytes = width / layout.block_values * layout.block_bytes;
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-        const int64_t first_row = tile * TILE_ROWS;
-        const int64_t rows_left = rows - first_row;
-        const int64_t num_rows = rows_left < TILE_ROWS ? rows_left : TILE_ROWS;
-        uint8_t* target = packed + tile * tile_bytes;
-        // Planes that the last row, group or chunk does not fill count as zero weights: all scales there are zero.
-        std::memset(target, 0, static_cast<size_t>(tile_bytes));
-        pack_tile(format, num_rows, width, source + first_row * row_bytes, target);
+    // A pair is written by whoever has its first tile.
+    for (int64_t tile = (tile_begin + 1) / PAIR_TILES * PAIR_TILES; tile < tile_end; tile += PAIR_TILES) {
+        uint8_t* pair = packed + tile / PAIR_TILES * pair_bytes;
+        // What the rows do not fill counts as zero weights: all scales there are zero.
+        std::memset(pair, 0, static_cast<size_t>(pair_bytes));
+        for (int i = 0; i < PAIR_TILES; ++i) {
+            const int64_t first_row = (tile + i) * TILE_ROWS;
+            const int64_t rows_left = rows - first_row;
+            if (rows_left <= 0) break;
+            pack_tile(format, {source + first_row * row_bytes, rows_left < TILE_ROWS ? rows_left : TILE_ROWS, width},
+                      pair, i);
+        }
     }
 }
 
