@@ -7,6 +7,7 @@ wrote. Weights are random, spread so that attention is far from uniform, and rou
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ CASES: dict[str, dict[str, Any]] = {
         "model_type": "mistral",
         "head_dim": 16,
         "sliding_window": 24,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "smollm3": {
+        "model_type": "smollm3",
+        "num_hidden_layers": 5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 2e6},
+    },
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.25,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 0.3,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
     "qwen2": {
@@ -111,9 +125,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Write every case."""
-    for seed, (name, changed) in enumerate(CASES.items()):
-        make_case(FOLDER / name, {**SIZES, **changed}, seed)
+    """Write every case that is not there yet."""
+    for name, changed in CASES.items():
+        if not (FOLDER / name).exists():
+            make_case(FOLDER / name, {**SIZES, **changed}, seed=zlib.crc32(name.encode()))
 
 
 def make_case(folder: Path, config: dict[str, Any], seed: int) -> None:

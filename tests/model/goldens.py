@@ -51,6 +51,8 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return {tensor.name: dequantize(tensor.data, tensor.format, tensor.shape) for tensor in tensors}
 
 
+LLAMA_LIKE = {"llama", "smollm3", "granite"}
+"""GGUF architectures whose queries and keys are kept in pairs."""
 GEMMA_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -72,9 +74,9 @@ def write_as_gguf(folder: Path, path: Path) -> Path:
     tensors = []
     for name, given in weights_of(checkpoint).items():
         values = given
-        if architecture == "llama" and "q_proj" in name:
+        if architecture in LLAMA_LIKE and "q_proj" in name:
             values = paired_rows(values, config["num_attention_heads"])
-        if architecture == "llama" and "k_proj" in name:
+        if architecture in LLAMA_LIKE and "k_proj" in name:
             values = paired_rows(values, config["num_key_value_heads"])
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             values = values + 1
@@ -146,6 +148,14 @@ def _figures(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         ratio = config["max_position_embeddings"] / whole["original_max_position_embeddings"]
         magnitude = (1 + np.log(ratio) / np.log(whole["original_max_position_embeddings"])) ** 0.5
         figures["rope.scaling.attn_factor"] = float(magnitude)
+    if architecture == "granite":
+        names = {
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "attention.scale": "attention_multiplier",
+            "logit_scale": "logits_scaling",
+        }
+        figures |= {key: config[name] for key, name in names.items()}
     if architecture == "gemma2":
         figures |= {
             "attn_logit_softcapping": config["attn_logit_softcapping"],

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.mark.parametrize(
-    "name", ["llama_llama3", "mistral", "qwen2", "qwen3_yarn", "gemma2", "gemma3", "phi3_longrope"]
+    "name",
+    ["llama_llama3", "mistral", "qwen2", "qwen3_yarn", "gemma2", "gemma3", "smollm3", "granite", "phi3_longrope"],
 )
 @pytest.mark.filterwarnings("default")
 def test_fresh_weights_give_the_logits_of_transformers(name, chip, tmp_path):

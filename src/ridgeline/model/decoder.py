@@ -81,6 +81,8 @@ def decoder_step(
         x_TD = ops.add(x_TD, h_TD)
     x_BD = ops.take_rows(x_TD, step.logit_rows_B)
     logits_BV = ops.linear(ops.rms_norm(x_BD, weights.final_norm, spec.norm_epsilon), weights.output)
+    if spec.logits_scale != 1.0:
+        logits_BV = ops.scale(logits_BV, spec.logits_scale)
     if spec.logits_softcap is not None:
         logits_BV = ops.softcap(logits_BV, spec.logits_softcap)
     return logits_BV, pages

@@ -51,7 +51,7 @@ GGUF_SWITCHES: Mapping[str, Any] = {
     "use_parallel_residual": False,
     "attention.causal": True,
 }
-"""Keys that change what a GGUF model computes in ways that no family here has, and the values that change nothing."""
+"""Keys that change what a GGUF model computes in ways that few families have, and the values that change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +154,11 @@ def _description(checkpoint: Checkpoint, context_tokens: int | None) -> tuple[Fa
             f"{facts.file}: {key} is {wanted[:60]!r}, which is not supported",
             hint=f"supported: {', '.join(sorted(by_name))}",
         )
+    family = by_name[wanted]
     if is_gguf:
         facts = replace(facts, prefix=f"{wanted}.")
         for switch, neutral in GGUF_SWITCHES.items():
-            if facts.find(switch) not in (None, neutral):
+            if switch not in family.gguf_switches and facts.find(switch) not in (None, neutral):
                 facts.fail(switch, f"is {facts.find(switch)}, which is not supported; supported: {neutral}")
 
     def vector(name: str) -> tuple[float, ...]:
@@ -165,7 +166,6 @@ def _description(checkpoint: Checkpoint, context_tokens: int | None) -> tuple[Fa
         return tuple(float(value) for value in dequantize(tensor.data, tensor.format, tensor.shape).reshape(-1))
 
     shapes = {name: checkpoint.shape(name) for name in checkpoint.names}
-    family = by_name[wanted]
     names = family.gguf_names if is_gguf else family.hugging_face_names
     return family, Description(facts=facts, shapes=shapes, vector=vector, context_tokens=context_tokens), names
 

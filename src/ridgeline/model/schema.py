@@ -36,11 +36,12 @@ def check_spec(spec: DecoderSpec, file: str) -> None:
     within("the context length", spec.context_tokens, MAX_CONTEXT_TOKENS)
     positive("the norms' epsilon", spec.norm_epsilon)
     positive("the embedding scale", spec.embedding_scale)
+    positive("the logits' scale", spec.logits_scale)
     positive("the logits' soft cap", spec.logits_softcap)
     for rope in spec.ropes:
         positive("a rope's magnitude", rope.magnitude)
-        for frequency in rope.frequencies:
-            positive("a rope frequency", frequency)
+        if not all(math.isfinite(frequency) and frequency >= 0 for frequency in rope.frequencies):
+            raise ModelFileError(f"{file}: a rope frequency is negative or not finite")
     for index, layer in enumerate(spec.layers):
         where = f"layer {index}: "
         within(where + "the number of query heads", layer.num_query_heads, MAX_HEADS)

@@ -16,7 +16,7 @@ class RopeSpec:
     """
 
     frequencies: tuple[float, ...]
-    """Radians per position; R / 2 of them, R <= head width."""
+    """Radians per position; R / 2 of them, R <= head width. All 0 for layers that do not turn (cos 1, sin 0)."""
     magnitude: float = 1.0
     """Factor on cos and sin (YaRN, Phi-3 long)."""
 
@@ -58,6 +58,8 @@ class DecoderSpec:
     context_tokens: int
     """The longest context that the model was made for."""
     embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    """Factor on the logits, before the soft cap."""
     logits_softcap: float | None = None
     is_output_tied: bool = False
     """Whether the output matrix is the embedding table."""

@@ -41,6 +41,8 @@ class Family:
     from_config: Callable[[Description], DecoderSpec]
     gguf_names: NameMap
     hugging_face_names: NameMap
+    gguf_switches: tuple[str, ...] = ()
+    """Keys that most families refuse and this one reads (see `load.GGUF_SWITCHES`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
