@@ -22,8 +22,6 @@ enum class FormatId : int32_t {
 enum class ActivationKind : int32_t { Int8 = 0, Bf16 = 1, F32 = 2 };
 
 constexpr int64_t TILE_ROWS = 16;
-// Grows with every change of the packed form, so that what was packed before can be told.
-constexpr int PACKED_LAYOUT_VERSION = 4;
 
 struct PackedMatrix {
     FormatId format;
@@ -33,7 +31,7 @@ struct PackedMatrix {
 };
 
 // Raised whenever the packed bytes of any format change: packed weights are kept in files.
-constexpr int PACKED_LAYOUT_VERSION = 2;
+constexpr int PACKED_LAYOUT_VERSION = 4;
 
 int64_t num_tiles(const PackedMatrix& matrix);
 // Bytes of the packed form, a multiple of 64.
