@@ -94,7 +94,8 @@ def weight_cases() -> Iterator[Case]:
             yield Case(
                 name=f"linear/{name}",
                 build=partial(_linear, entry, num_rows, width, has_bias=False),
-                tolerance=tolerance_of(entry.name),
+                # One block gives one value: errors of single activations do not average out.
+                tolerance=tolerance_of(entry.name) * (3 if num_rows == 1 else 1),
             )
         # Tables are looked up, not multiplied: a chip may keep them in bf16 at most.
         embed_tolerance = EXACT if entry.name == "F32" else tolerance_of("BF16")
