@@ -176,8 +176,9 @@ def test_the_checksum_does_not_depend_on_threads() -> None:
 def test_an_older_layout_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reopened(tmp_path, [])
     old = packed_file(tmp_path)
-    monkeypatch.setattr(packed_weights, "LAYOUT_VERSION", packed_weights.LAYOUT_VERSION + 1)
-    old.rename(old.with_name(old.name.replace("-v1.", "-v2.")))
+    version = packed_weights.LAYOUT_VERSION
+    monkeypatch.setattr(packed_weights, "LAYOUT_VERSION", "newer")
+    old.rename(old.with_name(old.name.replace(f"-v{version}.", "-vnewer.")))
     with pytest.warns(UserWarning, match="it is of layout"):
         _, weights = reopened(tmp_path, [])
     assert_right(weights)

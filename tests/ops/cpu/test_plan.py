@@ -222,3 +222,16 @@ def test_more_pages_than_memory_says_what_would_fit() -> None:
     with pytest.raises(CapacityError, match="pages of 8192 bytes") as caught:
         CpuChip(num_threads=1).allocate_pages(LAYOUT, 1 << 40, LIMITS)
     assert "at most" in caught.value.hint
+
+
+def test_what_only_some_rows_are_wanted_of_is_computed_for_those(tmp_path: Path) -> None:
+    chip = CpuChip(num_threads=1)
+    model = load_model(open_checkpoint(write_tiny_gguf(tmp_path / "tiny.gguf", entry=formats.Q8_0)), chip)
+    pages = chip.allocate_pages(model.page_layout("bf16"), 1, LIMITS)
+    ops = RecordingOps()
+    result, _ = step_function(model)(ops, step_symbols(), pages)
+    nodes = prepared(ops.nodes, result.floats())
+    last_attention = max(number for number, node in enumerate(nodes) if node.kind is OpKind.ATTEND)
+    after = [node for node in nodes[last_attention + 1 :] if node.kind is not OpKind.TAKE_ROWS]
+    assert {node.rows for node in after} == {StepArray.LOGIT_ROWS}
+    assert {node.kind for node in after} == {OpKind.PREPARE, OpKind.LINEARS, OpKind.GATED}

@@ -12,6 +12,8 @@ _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 _Indices = npt.NDArray[np.int32]
 
+PACKED_LAYOUT_VERSION: int
+
 class ThreadPool:
     def __init__(self, num_threads: int) -> None: ...
     @property
@@ -65,6 +67,7 @@ class Record:
     window: int
     table: Matrix
     prepared: list[PreparedPlace]
+    prepares_output: bool
     parts: list[Part]
     layer: KvLayer
 

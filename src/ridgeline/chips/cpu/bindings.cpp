@@ -195,6 +195,7 @@ void bind_plan(nb::module_& m) {
         .def_rw("window", &Record::window)
         .def_rw("table", &Record::table)
         .def_rw("prepared", &Record::prepared)
+        .def_rw("prepares_output", &Record::prepares_output)
         .def_rw("parts", &Record::parts)
         .def_rw("layer", &Record::layer);
     nb::class_<Plan>(m, "Plan")
@@ -241,6 +242,7 @@ NB_MODULE(_native, m) {
         });
     bind_values(m);
     bind_plan(m);
+    m.attr("PACKED_LAYOUT_VERSION") = PACKED_LAYOUT_VERSION;
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("set_instruction_set", [](const std::string& name) { return set_instruction_set(name.c_str()); }, "name"_a);
     m.def("activation_kind",

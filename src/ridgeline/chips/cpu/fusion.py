@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ridgeline.chips.cpu import _native
 from ridgeline.chips.cpu.recorder import Node, OpKind, Product, Value
+from ridgeline.chips.cpu.sinking import with_rows_taken_early
 
 
 def prepared(nodes: Sequence[Node], result: Value, *, fuse: bool = True) -> list[Node]:
@@ -18,6 +19,7 @@ def prepared(nodes: Sequence[Node], result: Value, *, fuse: bool = True) -> list
     """
     listed = list(nodes)
     if fuse:
+        listed = with_rows_taken_early(listed, result)
         listed = _with_sums_in_place(listed, result)
     return _with_prepares(listed, result, fuse=fuse)
 
@@ -65,25 +67,40 @@ def _is_made_after(nodes: Sequence[Node], value: Value, number: int) -> bool:
 def _with_prepares(nodes: list[Node], result: Value, *, fuse: bool) -> list[Node]:
     """Before its first product, each value is prepared in all the forms that its products read.
 
-    A norm whose result only products read is prepared as it is computed, and never written as floats.
+    A norm or a gated product whose result only products read is prepared as it is computed, and never written as
+    floats.
     """
     uses = uses_of(nodes)
     forms = _forms_read(nodes)
     written: list[Node] = []
     done: set[Value] = set()
     for node in nodes:
-        value = node.output
-        is_norm = fuse and node.kind is OpKind.RMS_NORM and node.num_heads == 1 and value is not result
-        if is_norm and value in forms and all(nodes[use].products for use in uses[value]):
+        value = node.writes()[0] if node.writes() else None
+        is_only_for_products = (
+            fuse
+            and value in forms
+            and value is not result
+            and all(_only_multiplies(nodes[use], value) for use in uses[value])
+        )
+        if is_only_for_products and node.kind is OpKind.RMS_NORM and node.num_heads == 1:
+            assert value is not None
             written.append(_prepare_node(value, tuple(sorted(forms[value])), norm=node))
             done.add(value)
             continue
+        if is_only_for_products and node.kind is OpKind.GATED:
+            assert value is not None
+            node.forms = tuple(sorted(forms[value]))
+            done.add(value)
         for product in node.products:
             if product.x not in done:
                 written.append(_prepare_node(product.x, tuple(sorted(forms[product.x]))))
                 done.add(product.x)
         written.append(node)
     return written
+
+
+def _only_multiplies(node: Node, value: Value | None) -> bool:
+    return bool(node.products) and all(product.is_added_to is not value for product in node.products)
 
 
 def _forms_read(nodes: Sequence[Node]) -> dict[Value, set[int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from ridgeline.chips.cpu import _native
 from ridgeline.chips.cpu.pages import CpuPages
@@ -25,7 +26,10 @@ MAY_SHARE_PLACE = frozenset(
 )
 """Ops whose result may overwrite their first input, row by row."""
 
-Key = Value | tuple[Value, int]
+PAGES = Value(StepArray.TOKEN_IDS, 0)
+"""Stands for the pages of keys and values where nodes are compared."""
+
+Key: TypeAlias = Value | tuple[Value, int]
 """What has a place: a value's floats, or a value prepared in one form."""
 
 
@@ -99,25 +103,46 @@ def _find_roots(nodes: Sequence[Node], result: Value, layout: Layout) -> None:
 
 
 def _find_phases(nodes: Sequence[Node], layout: Layout) -> None:
-    phase = 0
+    """Each node joins the phase before it, unless threads could then meet what others have not finished."""
+    together: list[Node] = []
     for number, node in enumerate(nodes):
-        before = nodes[number - 1] if number > 0 else None
-        is_together = (
-            before is not None
-            and before.kind.is_row_by_row
-            and node.kind.is_row_by_row
-            and before.rows == node.rows
-            # take_rows reads rows of other threads, which must be made, and stay until they are read.
-            and OpKind.TAKE_ROWS not in (before.kind, node.kind)
-        )
         # A node that prepares by itself may be done by every thread on its own: then it and its product are one phase.
         is_repeated = number > 0 and _may_repeat(nodes, number - 1, layout)
         if number > 0:
             layout.repeats.append(is_repeated)
-        if number > 0 and not is_together and not is_repeated:
-            phase += 1
-        layout.phases.append(phase)
+        if not is_repeated and any(_must_wait(other, node, layout) for other in together):
+            together = []
+        together.append(node)
+        is_new = len(together) == 1 and number > 0
+        layout.phases.append(layout.phases[-1] + is_new if layout.phases else 0)
     layout.repeats.append(False)
+
+
+def _must_wait(before: Node, node: Node, layout: Layout) -> bool:
+    """Whether `node` may only begin when all threads are done with `before`."""
+    reads_before, writes_before = _accesses(before, layout)
+    reads, writes = _accesses(node, layout)
+    shared = writes_before & (reads | writes) | reads_before & writes
+    if before.kind.is_row_by_row and node.kind.is_row_by_row and before.rows == node.rows:
+        # The same thread has the same rows of both, but for rows that are taken from anywhere.
+        scattered = [_accesses(taker, layout)[0] for taker in (before, node) if taker.kind is OpKind.TAKE_ROWS]
+        return any(shared & keys for keys in scattered)
+    return bool(shared)
+
+
+def _accesses(node: Node, layout: Layout) -> tuple[set[Key], set[Key]]:
+    """What a node reads and writes: floats by where they lie, prepared values, and the pages of all layers as one."""
+    reads: set[Key] = {layout.root(value) for value in node.inputs}
+    writes: set[Key] = set()
+    for product in node.products:
+        reads.add((product.x, _native.activation_kind(product.matrix.format)))
+        if product.is_added_to is not None:
+            reads.add(layout.root(product.is_added_to))
+    for value in node.writes():
+        writes |= {(value, form) for form in node.forms} if node.forms else {layout.root(value)}
+    if node.kind in (OpKind.STORE_KV, OpKind.STORE_CODES, OpKind.ATTEND):
+        writes.add(PAGES)
+    return reads, writes
 
 
 def _may_repeat(nodes: Sequence[Node], number: int, layout: Layout) -> bool:
@@ -145,14 +170,12 @@ def _find_regions(nodes: Sequence[Node], result: Value, limits: StepLimits, layo
     for node, phase in zip(nodes, layout.phases, strict=True):
         for value in node.inputs:
             touch_floats(value, phase)
-        if node.kind is OpKind.PREPARE:
-            assert node.output is not None
-            for form in node.forms:
-                row_bytes = _native.activation_row_bytes(form, node.output.width)
-                touch((node.output, form), max_rows(node.rows, limits) * row_bytes, phase)
-            continue
         for value in node.writes():
-            touch_floats(value, phase)
+            for form in node.forms:
+                row_bytes = _native.activation_row_bytes(form, value.width)
+                touch((value, form), max_rows(node.rows, limits) * row_bytes, phase)
+            if not node.forms:
+                touch_floats(value, phase)
         for product in node.products:
             form = _native.activation_kind(product.matrix.format)
             touch((product.x, form), 0, phase)
@@ -213,9 +236,9 @@ class RecordWriter:
             record.x = self.place(node.inputs[0])
         if len(node.inputs) > 1:
             record.y = self.place(node.inputs[1])
-        if node.output is not None and node.kind is not OpKind.PREPARE:
+        if node.output is not None and not node.forms:
             record.out = self.place(node.output)
-        width = node.output.width if node.output is not None else node.inputs[0].width if node.inputs else 0
+        width = node.writes()[0].width if node.writes() else node.inputs[0].width
         record.width = width // node.num_heads if node.kind is OpKind.RMS_NORM else width
         record.num_heads = node.num_heads
         record.index = int(node.index)
@@ -225,21 +248,17 @@ class RecordWriter:
             record.vector_address = node.vector.address
         if node.table is not None:
             record.table = node.table.native
+        record.prepared = [self._prepared_place(node.writes()[0], form) for form in node.forms]
+        record.prepares_output = bool(node.forms)
         match node.kind:
             case OpKind.ROPE:
                 record.turned_width = node.inputs[1].width
-            case OpKind.PREPARE:
-                record.prepared = self._prepared_places(node)
             case OpKind.LINEARS | OpKind.GATED:
-                record.parts = [self._part(product) for product in node.products]
+                record.parts = [self._part(product, has_floats=not node.forms) for product in node.products]
             case OpKind.STORE_KV | OpKind.STORE_CODES | OpKind.ATTEND:
                 record.layer = self._pages.native_layer(node.layer)
             case _:
                 pass
-
-    def _prepared_places(self, node: Node) -> list[_native.PreparedPlace]:
-        assert node.output is not None
-        return [self._prepared_place(node.output, form) for form in node.forms]
 
     def _prepared_place(self, value: Value, form: int) -> _native.PreparedPlace:
         region = self._layout.regions[(value, form)]
@@ -250,12 +269,12 @@ class RecordWriter:
                 own_offset += REPEATED_ROWS * int(_native.activation_row_bytes(other, value.width))
         return _native.PreparedPlace(form, region.offset_bytes, own_offset)
 
-    def _part(self, product: Product) -> _native.Part:
+    def _part(self, product: Product, *, has_floats: bool) -> _native.Part:
         form = _native.activation_kind(product.matrix.format)
         return _native.Part(
             product.matrix.native,
             self._prepared_place(product.x, form),
-            self.place(product.output),
+            self.place(product.output) if has_floats else _native.Place(0, 0),
             bias_address=0 if product.bias is None else product.bias.address,
             accumulate=product.is_added_to is not None,
         )

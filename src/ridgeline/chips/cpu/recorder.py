@@ -123,7 +123,7 @@ class Node:
     activation: Activation = "silu"
     layer: int = 0
     forms: tuple[int, ...] = ()
-    """PREPARE: the forms of activations that the products which follow read."""
+    """PREPARE, and GATED where it prepares its output: the forms that the products which follow read."""
 
     def reads(self) -> list[Value]:
         """Every value that this node looks at, those that it adds to included."""

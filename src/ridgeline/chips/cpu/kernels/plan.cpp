@@ -38,6 +38,7 @@ Plan::Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLi
     int64_t own_bytes = 0, norm_floats = 0, attend_bytes = 0, staged_bytes = 0, partial_bytes = 0;
     for (const Record& record : records_) {
         for (const PreparedPlace& place : record.prepared) {
+            if (record.op != Op::Prepare) continue;
             const auto bytes = static_cast<int64_t>(activation_row_bytes(place.kind, record.width)) * REPEATED_ROWS;
             own_bytes = std::max(own_bytes, place.own_offset_bytes + bytes);
             norm_floats = std::max(norm_floats, record.width);
@@ -298,9 +299,25 @@ void Plan::gated(size_t index, const Record& record, int thread) {
         matmul(gate.matrix, prepared(gate, is_own, thread), rows, gate_strip - first, stride, {}, begin, end);
         matmul(up.matrix, prepared(up, is_own, thread), rows, up_strip - first, stride, {}, begin, end);
         for (int64_t t = 0; t < rows; ++t)
-            elementwise_.activate_multiply(gate_strip + t * stride, up_strip + t * stride, record.activation, width,
-                                           row(gate.out, t) + first);
+            write_gated(record, t, gate_strip + t * stride, up_strip + t * stride, first, width);
     });
+}
+
+// A piece of a row from the column `first` on: a multiple of 32, since tiles are handed out in pairs.
+void Plan::write_gated(const Record& record, int64_t row_index, float* gate, const float* up, int64_t first,
+                       int64_t width) {
+    if (!record.prepares_output) {
+        float* out = row(record.parts[0].out, row_index) + first;
+        elementwise_.activate_multiply(gate, up, record.activation, width, out);
+        return;
+    }
+    elementwise_.activate_multiply(gate, up, record.activation, width, gate);
+    for (const PreparedPlace& place : record.prepared) {
+        const auto row_bytes = static_cast<int64_t>(activation_row_bytes(place.kind, record.width));
+        uint8_t* out = arena_.data() + place.offset_bytes + row_index * row_bytes +
+                       activation_offset_bytes(place.kind, first);
+        prepare_activations(place.kind, gate, 0, 1, width, out, 0, 1);
+    }
 }
 
 // ---- attention ----

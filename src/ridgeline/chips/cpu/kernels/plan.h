@@ -70,6 +70,7 @@ struct Record {
     Activation activation = Activation::Silu;
     PackedMatrix table{};
     std::vector<PreparedPlace> prepared;
+    bool prepares_output = false;  // Gated: writes `prepared`, in pieces, and no floats
     std::vector<Part> parts;
     KvLayer layer;
 };
@@ -114,6 +115,8 @@ class Plan {
     void prepare(const Record& record, int64_t begin, int64_t end, int thread, bool is_own);
     void linears(size_t index, const Record& record, int thread);
     void gated(size_t index, const Record& record, int thread);
+    void write_gated(const Record& record, int64_t row_index, float* gate, const float* up, int64_t first,
+                     int64_t width);
     void store_codes(const Record& record, int thread);
     void attend(size_t index, const Record& record, int thread);
     void attend_pieces(size_t index, const AttendRequest& request, int thread);

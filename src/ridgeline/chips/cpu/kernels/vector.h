@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace ridgeline::RIDGELINE_ISA {
 
 #if defined(__AVX512F__)
@@ -70,14 +74,43 @@ RIDGELINE_INLINE float largest(Floats v) {
     return lanes[0];
 }
 
+// Rounds to a whole number; |x| is below 2^22.
+RIDGELINE_INLINE Floats rounded(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: no bits are left behind the point
+    return (x + magic) - magic;
+#endif
+}
+
+// x * 2^n for whole n from -126 to 128: infinity where that is too large.
+RIDGELINE_INLINE Floats scaled(Floats x, Floats n) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    // Two factors, so that 2^128 is an infinity and not a wrapped exponent.
+    const Ints exponent = __builtin_convertvector(n, Ints);
+    const Ints half = exponent >> 1;
+    return x * from_bits((half + 127) << 23) * from_bits((exponent - half + 127) << 23);
+#endif
+}
+
+RIDGELINE_INLINE Floats clamped(Floats x, float low, float high) {
+#if defined(__AVX512F__)
+    // The second operand is what comes back where one is NaN.
+    return (Floats)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
+#else
+    return select(x < broadcast(low), broadcast(low), select(x > broadcast(high), broadcast(high), x));
+#endif
+}
+
 // 2^x to about 2e-7 relative; exactly 1 at 0, exactly 0 below -126 (and at minus infinity), infinity from 128 on.
 // The polynomial is the Taylor series of 2^r on |r| <= 1/2.
 RIDGELINE_INLINE Floats exp2_of(Floats x) {
-    const Floats low = broadcast(-126.0f), high = broadcast(128.0f);
-    const Floats clamped = select(x < low, low, select(x > high, high, x));
-    const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const Floats whole = (clamped + magic) - magic;
-    const Floats r = clamped - whole;
+    const Floats near = clamped(x, -126.0f, 128.0f);
+    const Floats whole = rounded(near);
+    const Floats r = near - whole;
     Floats p = broadcast(1.54035304e-4f);
     p = p * r + 1.33335581e-3f;
     p = p * r + 9.61812911e-3f;
@@ -85,33 +118,22 @@ RIDGELINE_INLINE Floats exp2_of(Floats x) {
     p = p * r + 2.40226507e-1f;
     p = p * r + 6.93147181e-1f;
     p = p * r + 1.0f;
-    const Ints exponent = __builtin_convertvector(whole, Ints);
-    // Two factors, so that 2^128 is an infinity and not a wrapped exponent.
-    const Ints half = exponent >> 1;
-    const Floats y = p * from_bits((half + 127) << 23) * from_bits((exponent - half + 127) << 23);
-    return select(x < low, Floats{}, y);
+    return select(x < broadcast(-126.0f), Floats{}, scaled(p, whole));
 }
 
 RIDGELINE_INLINE Floats exp_of(Floats x) {
-    // x * log2(e) in two parts, so that the error does not grow with x.
-    const Floats log2e = broadcast(1.44269502f);
-    const Floats low = broadcast(-87.3f), high = broadcast(88.8f);
-    const Floats clamped = select(x < low, low, select(x > high, high, x));
-    const Floats magic = broadcast(12582912.0f);
-    const Floats whole = (clamped * log2e + magic) - magic;
-    const Floats r = (clamped - whole * 0.693359375f) - whole * -2.12194440e-4f;
-    Floats p = broadcast(1.98412698e-4f);
-    p = p * r + 1.38888889e-3f;
+    const Floats near = clamped(x, -87.3f, 88.8f);
+    const Floats whole = rounded(near * 1.44269502f);
+    // whole * ln 2 in two parts, so that the error does not grow with x.
+    const Floats r = (near - whole * 0.693359375f) - whole * -2.12194440e-4f;
+    Floats p = broadcast(1.38888889e-3f);
     p = p * r + 8.33333333e-3f;
     p = p * r + 4.16666667e-2f;
     p = p * r + 1.66666667e-1f;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    const Ints exponent = __builtin_convertvector(whole, Ints);
-    const Ints half = exponent >> 1;
-    const Floats y = p * from_bits((half + 127) << 23) * from_bits((exponent - half + 127) << 23);
-    return select(x < low, Floats{}, y);
+    return select(x < broadcast(-87.3f), Floats{}, scaled(p, whole));
 }
 
 RIDGELINE_INLINE Floats magnitude_of(Floats x) { return from_bits(bits(x) & 0x7fffffff); }
