@@ -14,8 +14,8 @@ namespace ridgeline {
 namespace {
 
 const InstructionSet* find_instruction_set(const char* name) {
-    const InstructionSet* const sets[] = {avx512_instruction_set(), avx2_instruction_set(), neon_instruction_set(),
-                                          &portable_instruction_set()};
+    const InstructionSet* const sets[] = {avx512_instruction_set(), avx2_vnni_instruction_set(), avx2_instruction_set(),
+                                          neon_instruction_set(), &portable_instruction_set()};
     for (const InstructionSet* set : sets) {
         if (set != nullptr && (name == nullptr || std::strcmp(set->name, name) == 0)) return set;
     }
@@ -105,7 +105,9 @@ void Product::add_direct(const uint8_t* pair, const uint8_t* prepared, int64_t n
 
 void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const {
     alignas(64) uint8_t records[SLAB_RECORD_BYTES];
-    const int64_t slab_groups = SLAB_RECORD_BYTES / record_bytes(format) / RUN_GROUPS * RUN_GROUPS;
+    const int64_t fit = SLAB_RECORD_BYTES / record_bytes(format) / RUN_GROUPS * RUN_GROUPS;
+    // Where few rows come this way, they go by runs: what memory is asked for meanwhile must not crowd out the slab.
+    const int64_t slab_groups = num_rows <= MAX_DIRECT_ROWS ? RUN_GROUPS : fit;
     const int64_t calls = ceil_divide(num_rows, MAX_ROWS_PER_CALL);
     for (int64_t group = 0; group < num_groups; group += slab_groups) {
         const int64_t count = num_groups - group < slab_groups ? num_groups - group : slab_groups;

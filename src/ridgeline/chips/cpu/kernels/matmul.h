@@ -65,7 +65,7 @@ void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_row
             const Epilogue& epilogue, int64_t tile_begin, int64_t tile_end);
 
 // Which instruction set was chosen at load, such as "avx512-vnni"; settable for tests (returns false if this CPU
-// cannot run it). Names: "avx512", "avx2", "portable" (on Arm: "neon", "portable").
+// cannot run it). Names: "avx512", "avx2-vnni", "avx2", "portable" (on Arm: "neon", "portable").
 const char* instruction_set();
 bool set_instruction_set(const char* name);
 

@@ -1,7 +1,260 @@
-#include "matmul_kernels.h"
+// The AVX2 instruction sets (with and without AVX-VNNI): their tables, plain formats and preparation of activations.
+#include "matmul_avx2.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "cpu_features.h"
+#include "scalar_numbers.h"
+
+namespace ridgeline {
+
+namespace avx2 {
+
+namespace {
+
+void ask_ahead(const uint8_t* next, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += LINE_BYTES) _mm_prefetch(next + line, _MM_HINT_T0);
+}
+
+void unpack_f16(const uint8_t* pair, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
+    const uint8_t* source = pair + first_group * PAIR_TILES * 1024;
+    for (int64_t i = 0; i < count * PAIR_TILES * 64; ++i) {
+        const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i * 16));
+        _mm256_store_ps(reinterpret_cast<float*>(records + i * 32), _mm256_cvtph_ps(eight));
+    }
+}
+
+// Weights of eight outputs and their inputs: one of f32; two of bf16, which share 32 bits.
+struct F32 {
+    static constexpr int inputs = 1;
+    static __m256 load(const uint8_t* weights, int) { return _mm256_load_ps(reinterpret_cast<const float*>(weights)); }
+    static __m256 broadcast(const uint8_t* x, int64_t i, int) {
+        return _mm256_broadcast_ss(reinterpret_cast<const float*>(x) + i);
+    }
+};
+struct Bf16 {
+    static constexpr int inputs = 2;
+    static __m256 part(__m256i both, int index) {
+        return _mm256_castsi256_ps(index == 0 ? _mm256_slli_epi32(both, 16)
+                                              : _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+    }
+    static __m256 load(const uint8_t* weights, int index) {
+        return part(_mm256_load_si256(reinterpret_cast<const __m256i*>(weights)), index);
+    }
+    static __m256 broadcast(const uint8_t* x, int64_t i, int index) {
+        return part(_mm256_set1_epi32(reinterpret_cast<const int32_t*>(x)[i]), index);
+    }
+};
+
+// One tile of the pair: `sums` and `weights` are the tile's.
+template <typename Weights, int rows>
+void multiply_tile(const uint8_t* weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
+    __m256 low[rows], high[rows];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+        low[r] = _mm256_loadu_ps(sums + r * PAIR_ROWS);
+        high[r] = _mm256_loadu_ps(sums + r * PAIR_ROWS + 8);
+    }
+    for (int64_t i = 0; i < count; ++i, weights += LINE_STRIDE) {
+#pragma GCC unroll 2
+        for (int index = 0; index < Weights::inputs; ++index) {
+            const __m256 w_low = Weights::load(weights, index), w_high = Weights::load(weights + 32, index);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r) {
+                const __m256 broadcast = Weights::broadcast(x + r * row_bytes, i, index);
+                low[r] = _mm256_fmadd_ps(w_low, broadcast, low[r]);
+                high[r] = _mm256_fmadd_ps(w_high, broadcast, high[r]);
+            }
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+        _mm256_storeu_ps(sums + r * PAIR_ROWS, low[r]);
+        _mm256_storeu_ps(sums + r * PAIR_ROWS + 8, high[r]);
+    }
+}
+
+template <typename Weights>
+void multiply_plain(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
+                    int num_rows, float* sums, const Ahead& ahead) {
+    constexpr int64_t inputs_of_group = GROUP_VALUES / Weights::inputs;
+    for (int64_t group = 0; group < num_groups; ++group) {
+        ask_ahead(ahead.next + group * ahead.step_bytes, ahead.step_bytes);
+        for (int tile = 0; tile < PAIR_TILES; ++tile) {
+            const uint8_t* weights = records + group * inputs_of_group * LINE_STRIDE + tile * LINE_BYTES;
+            const uint8_t* x = prepared + group * inputs_of_group * 4;
+            float* to = sums + tile * TILE_ROWS;
+            switch (num_rows) {
+                case 1: multiply_tile<Weights, 1>(weights, inputs_of_group, x, row_bytes, to); break;
+                case 2: multiply_tile<Weights, 2>(weights, inputs_of_group, x, row_bytes, to); break;
+                case 3: multiply_tile<Weights, 3>(weights, inputs_of_group, x, row_bytes, to); break;
+                case 4: multiply_tile<Weights, 4>(weights, inputs_of_group, x, row_bytes, to); break;
+                case 5: multiply_tile<Weights, 5>(weights, inputs_of_group, x, row_bytes, to); break;
+                default: multiply_tile<Weights, 6>(weights, inputs_of_group, x, row_bytes, to); break;
+            }
+        }
+    }
+}
+
+int32_t sum_of(__m256i eight) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+int32_t largest_of(__m256i eight) {
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
+    auto* group = reinterpret_cast<ActivationGroup*>(prepared);
+    const __m256i magnitude_bits = _mm256_set1_epi32(0x7fffffff);
+    for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
+        __m256 values[4];
+        // Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
+        __m256i largest = _mm256_setzero_si256();
+        for (int i = 0; i < 4; ++i) {
+            values[i] = _mm256_loadu_ps(x + 8 * i);
+            largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(values[i]), magnitude_bits));
+        }
+        const float magnitude = bits_to_float(static_cast<uint32_t>(largest_of(largest)));
+        const bool usable = !(magnitude < SMALLEST_MAGNITUDE);
+        const __m256 inverse = _mm256_set1_ps(usable ? 127.0f / magnitude : 0.0f);
+        __m256i codes[4];
+        for (int i = 0; i < 4; ++i) codes[i] = _mm256_cvtps_epi32(_mm256_mul_ps(values[i], inverse));
+        const int32_t sum_first = sum_of(_mm256_add_epi32(codes[0], codes[1]));
+        const int32_t sum = sum_first + sum_of(_mm256_add_epi32(codes[2], codes[3]));
+        // Packing works on halves of the registers: afterwards words of four bytes are out of order.
+        const __m256i mixed =
+            _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3]));
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(group->codes), _mm256_permutevar8x32_epi32(mixed, order));
+        group->scale = usable ? magnitude / 127.0f : 0.0f;
+        group->minus_128_sum = -128 * sum;
+        group->scaled_sum = group->scale * static_cast<float>(sum);
+        group->minus_128_sum_first = -128 * sum_first;
+    }
+}
+
+#define ALL_YMM                                                                                                      \
+    "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm14", "ymm15"
+
+// Multiply, widen, add: what AVX2 has for four products of bytes.
+double int8_loop(int64_t repeats) {
+    int64_t count = repeats;
+    asm volatile(
+        ".p2align 6\n\t"
+        "1:\n\t"
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11\n\t"
+        "vpmaddubsw %%ymm15, %%ymm14, %%ymm13\n\t"
+        "vpaddw %%ymm13, %%ymm\\i, %%ymm\\i\n\t"
+        ".endr\n\t"
+        "dec %[count]\n\t"
+        "jnz 1b\n\t"
+        : [count] "+r"(count)
+        :
+        : "cc", "ymm13", ALL_YMM);
+    return static_cast<double>(repeats) * 12 * 64;
+}
+
+double int8_vnni_loop(int64_t repeats) {
+    int64_t count = repeats;
+    asm volatile(
+        ".p2align 6\n\t"
+        "1:\n\t"
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11\n\t"
+        "%{vex%} vpdpbusd %%ymm15, %%ymm14, %%ymm\\i\n\t"
+        ".endr\n\t"
+        "dec %[count]\n\t"
+        "jnz 1b\n\t"
+        : [count] "+r"(count)
+        :
+        : "cc", ALL_YMM);
+    return static_cast<double>(repeats) * 12 * 64;
+}
+
+double fp32_loop(int64_t repeats) {
+    int64_t count = repeats;
+    asm volatile(
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15\n\t"
+        "vxorps %%ymm\\i, %%ymm\\i, %%ymm\\i\n\t"
+        ".endr\n\t"
+        ".p2align 6\n\t"
+        "1:\n\t"
+        ".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11\n\t"
+        "vfmadd231ps %%ymm15, %%ymm15, %%ymm\\i\n\t"
+        ".endr\n\t"
+        "dec %[count]\n\t"
+        "jnz 1b\n\t"
+        : [count] "+r"(count)
+        :
+        : "cc", ALL_YMM);
+    return static_cast<double>(repeats) * 12 * 16;
+}
+
+uint64_t read_loop(const uint8_t* const* streams, size_t stream_bytes) {
+    constexpr size_t ahead = 1024;
+    __m256i sum = _mm256_setzero_si256();
+    for (size_t offset = 0; offset < stream_bytes; offset += LINE_BYTES) {
+#pragma GCC unroll 8
+        for (int stream = 0; stream < NUM_READ_STREAMS; ++stream) {
+            const auto* line = reinterpret_cast<const __m256i*>(streams[stream] + offset);
+            _mm_prefetch(streams[stream] + offset + ahead, _MM_HINT_T0);
+            sum = _mm256_add_epi64(sum, _mm256_add_epi64(_mm256_loadu_si256(line), _mm256_loadu_si256(line + 1)));
+        }
+    }
+    alignas(32) uint64_t parts[4];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(parts), sum);
+    return parts[0] + parts[1] + parts[2] + parts[3];
+}
+
+InstructionSet make_set(bool has_vnni) {
+    InstructionSet set{};
+    set.name = set.description = has_vnni ? "avx2-vnni" : "avx2";
+    for (int i = 0; i < NUM_FORMAT_SLOTS; ++i) {
+        const auto format = static_cast<FormatId>(i);
+        set.formats[i] = {unpack_function(format), multiply_function(format, has_vnni)};
+    }
+    set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<F32>};
+    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<F32>};
+    set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_plain<Bf16>};
+    set.prepare_int8 = prepare_int8;
+    set.int8_loop = has_vnni ? int8_vnni_loop : int8_loop;
+    set.bf16_loop = fp32_loop;
+    set.fp32_loop = fp32_loop;
+    set.read_loop = read_loop;
+    return set;
+}
+
+}  // namespace
+
+}  // namespace avx2
+
+const InstructionSet* avx2_instruction_set() {
+    if (!cpu_features().avx2) return nullptr;
+    static const InstructionSet set = avx2::make_set(false);
+    return &set;
+}
+
+const InstructionSet* avx2_vnni_instruction_set() {
+    if (!cpu_features().avx_vnni) return nullptr;
+    static const InstructionSet set = avx2::make_set(true);
+    return &set;
+}
+
+}  // namespace ridgeline
+
+#else
 
 namespace ridgeline {
 
 const InstructionSet* avx2_instruction_set() { return nullptr; }
+const InstructionSet* avx2_vnni_instruction_set() { return nullptr; }
 
 }  // namespace ridgeline
+
+#endif

@@ -83,6 +83,7 @@ const InstructionSet& portable_instruction_set();
 // Null where the machine or the build does not have them.
 const InstructionSet* avx512_instruction_set();
 const InstructionSet* avx2_instruction_set();
+const InstructionSet* avx2_vnni_instruction_set();
 const InstructionSet* neon_instruction_set();
 // The one in use.
 const InstructionSet& active_instruction_set();
