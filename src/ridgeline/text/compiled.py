@@ -109,11 +109,11 @@ def compile_vocabulary(spec: TokenizerSpec) -> bytes:
     """
     _check_lengths(spec)
     traits = spec.traits
-    token_blob, token_offsets = _packed([token.encode() for token in spec.tokens])
     kinds = np.asarray(spec.kinds, dtype=np.uint8)
     may_merge = np.isin(kinds, (TokenKind.NORMAL, TokenKind.ADDED)).astype(np.uint8)
     is_present = (kinds != TokenKind.ABSENT).astype(np.uint8)
     try:
+        token_blob, token_offsets = _packed([token.encode() for token in spec.tokens])
         token_slots = _native.token_slots(token_blob, token_offsets, is_present)
         merge_slots = _merge_slots(spec, token_blob, token_offsets, token_slots, may_merge)
     except (ValueError, UnicodeEncodeError) as error:

@@ -106,7 +106,7 @@ def spec_of_gguf(metadata: Mapping[str, Any]) -> TokenizerSpec:
     reader = _Metadata(metadata)
     model = reader.string("model")
     tokens = _tokens(reader)
-    kinds = _kinds(reader, len(tokens))
+    kinds = _kinds(reader, tokens)
     if model in ("gpt2", "gemma4"):
         return _with_merges(reader, "gemma4" if model == "gemma4" else reader.string("pre"), tokens, kinds, metadata)
     if model == "llama":
@@ -120,24 +120,28 @@ def _tokens(reader: _Metadata) -> list[str]:
     tokens = reader.strings("tokens")
     if not tokens:
         raise reader.refuse("tokens", "is empty")
-    first_id: dict[str, int] = {}
-    if len(set(tokens)) != len(tokens) or "" in tokens[:1]:
+    if len(set(tokens)) != len(tokens):
+        first_id: dict[str, int] = {}
         for token_id, token in enumerate(tokens):
             if token and first_id.setdefault(token, token_id) != token_id:
                 raise reader.refuse("tokens", f"has {token[:40]!r} twice, as {first_id[token]} and {token_id}")
     return tokens
 
 
-def _kinds(reader: _Metadata, num_tokens: int) -> npt.NDArray[np.uint8]:
+def _kinds(reader: _Metadata, tokens: list[str]) -> npt.NDArray[np.uint8]:
+    num_tokens = len(tokens)
     numbers = reader.numbers("token_type", num_tokens, np.int64)
     if numbers is None:
-        return np.full(num_tokens, TokenKind.NORMAL, dtype=np.uint8)
+        numbers = np.full(num_tokens, TokenKind.NORMAL)
     known = np.isin(numbers, [int(kind) for kind in TokenKind])
     if not known.all():
         token_id = int(np.argmin(known))
         raise reader.refuse("token_type", f"says {numbers[token_id]} of token {token_id}; types go from 0 to 6")
     kinds = numbers.astype(np.uint8)
     kinds[kinds == TokenKind.ABSENT] = TokenKind.NORMAL  # "undefined" says nothing about a token that is there
+    if "" in tokens:  # some conversions pad the vocabulary with tokens that have no text
+        empty = [token_id for token_id, token in enumerate(tokens) if not token and kinds[token_id] != TokenKind.BYTE]
+        kinds[empty] = TokenKind.ABSENT
     return kinds
 
 

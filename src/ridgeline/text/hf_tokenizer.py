@@ -101,9 +101,8 @@ def spec_of_tokenizer_json(
     is_byte_level = _is_byte_level(pre_tokenizer, decoding.is_byte_level)
     if decoding.has_byte_fallback:
         _mark_bytes(vocabulary)
-    controls = {
-        token: token_id for token, token_id in vocabulary.ids.items() if vocabulary.kinds[token_id] == TokenKind.CONTROL
-    }
+    control_ids = np.flatnonzero(vocabulary.kinds == TokenKind.CONTROL).tolist()
+    controls = {vocabulary.tokens[token_id]: token_id for token_id in control_ids}
     special = {name: vocabulary.ids.get(token) for name, token in named.items()}
     prefix_ids, suffix_ids = _ends(whole.post_processor, vocabulary, config, special)
     generation_eos = _generation_eos(generation_config)
@@ -227,11 +226,12 @@ def _vocabulary(model: _ModelJson, kind: str, added: list[_AddedTokenJson], name
     if lowest < 0 or not 0 <= highest < min(_MAX_TOKENS, 2 * (len(ids) + len(added)) + 1024):
         raise refuse("model.vocab", f"has {len(ids) + len(added)} tokens, but ids from {lowest} to {highest}")
     tokens = [""] * (highest + 1)
-    kinds = np.zeros(highest + 1, dtype=np.uint8)
+    kinds = bytearray(highest + 1)
+    normal = int(TokenKind.NORMAL)
     for token, token_id in ids.items():
         if kinds[token_id]:
             raise refuse("model.vocab", f"gives id {token_id} to {tokens[token_id][:40]!r} and to {token[:40]!r}")
-        tokens[token_id], kinds[token_id] = token, TokenKind.NORMAL
+        tokens[token_id], kinds[token_id] = token, normal
     for each in added:
         known = ids.get(each.content)
         if known is not None and known != each.id:
@@ -246,7 +246,7 @@ def _vocabulary(model: _ModelJson, kind: str, added: list[_AddedTokenJson], name
         scores[: len(model.vocab)] = [score for _, score in model.vocab]
     return _Vocabulary(
         tokens=tokens,
-        kinds=kinds,
+        kinds=np.frombuffer(kinds, dtype=np.uint8).copy(),
         ids=ids,
         scores=scores,
         merges=None if kind == "unigram" else list(model.merges or ()),

@@ -40,7 +40,8 @@ MAX_STEPS = 2_000_000
 MAX_WIDTH = 1000
 """Of padding and indentation."""
 
-_ENTRY_WEIGHT = 8
+_ENTRY_WEIGHT = 32
+_MAX_INTEGER_BITS = 1 << 20
 _TICKS_PER_CLOCK = 16
 _WIDE_FIELD = re.compile(r"%[-+ #0]*(?:\(\w*\))?[-+ #0]*\.?(?:\d{4,}|\d*\.\d{4,}|\d*\.?\*)|\{[^{}]*(?:\d{4,}|\{)")
 _STRFTIME = re.compile(r"(?:[^%]|%[-A-Za-z%])*")
@@ -321,6 +322,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         budget: _Budget = context.budget
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * (max(right, 0) if operator == "**" else 1) + right.bit_length()
+            if bits > _MAX_INTEGER_BITS:
+                raise TemplateLimitError(f"it makes a number of more than {_MAX_INTEGER_BITS} bits")
             budget.spend(bits)
         elif operator == "*":
             text, count = (right, left) if isinstance(left, int) else (left, right)
