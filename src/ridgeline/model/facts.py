@@ -7,6 +7,7 @@ Does not know: which figures a family needs.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -61,9 +62,11 @@ class Facts:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.fail(key, f"is {str(value)[:60]}, but must be a number")
-        if not math.isfinite(value) or (positive and value <= 0):
-            self.fail(key, f"is {value}, but must be finite{' and above 0' if positive else ''}")
-        return float(value)
+        # A whole number may be longer than a float can say; it is as good as infinite then.
+        number = math.inf if abs(value) > sys.float_info.max else float(value)
+        if not math.isfinite(number) or (positive and number <= 0):
+            self.fail(key, f"is {number:g}, but must be finite{' and above 0' if positive else ''}")
+        return number
 
     def optional_number(self, key: str) -> float | None:
         """A finite number above zero, or None where the key is absent, null or 0."""

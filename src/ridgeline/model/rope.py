@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from ridgeline.errors import ModelFileError
 from ridgeline.model.facts import MAX_CONTEXT_TOKENS, MAX_HEAD_WIDTH, Description, Facts
 from ridgeline.model.spec import RopeSpec
 
@@ -221,11 +222,14 @@ def gguf_rope(description: Description, head_width: int, *, default_base: float 
 
 
 def _factors(description: Description, name: str, width: int) -> tuple[float, ...]:
+    # Its shape first: what is no small vector is never read.
+    shape = description.shapes.get(name)
+    if shape != (width // 2,):
+        found = "is missing" if shape is None else f"has shape {list(shape)}"
+        raise ModelFileError(f"{description.facts.file}: tensor {name} {found}, but must have [{width // 2}]")
     factors = description.vector(name)
-    if len(factors) != width // 2:
-        description.facts.fail(name, f"has {len(factors)} values, but must have {width // 2}")
     if not all(math.isfinite(factor) and factor > 0 for factor in factors):
-        description.facts.fail(name, "must hold finite numbers above 0")
+        raise ModelFileError(f"{description.facts.file}: tensor {name} must hold finite numbers above 0")
     return factors
 
 
