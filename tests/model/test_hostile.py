@@ -56,7 +56,7 @@ def checkpoints(tmp_path_factory) -> list[Checkpoint]:
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_changed_figures_give_a_plan_or_a_clear_error(data, checkpoints):
     checkpoint = data.draw(st.sampled_from(checkpoints))
     metadata = dict(checkpoint.metadata)
@@ -78,7 +78,7 @@ def test_changed_figures_give_a_plan_or_a_clear_error(data, checkpoints):
     ]),
     SCALARS | st.sampled_from([1, 2, 64, 1e30, 1e-30, [1.0, 2.0, 3.0, 4.0]]),
 ))  # fmt: skip
-@settings(max_examples=400, deadline=2000)
+@settings(max_examples=150, deadline=2000)
 def test_changed_ropes_give_a_plan_or_a_clear_error(scaling):
     checkpoint = golden("llama_llama3").checkpoint()
     try:
