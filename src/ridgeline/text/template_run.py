@@ -13,7 +13,8 @@ from jinja2 import Template, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 
 from ridgeline.errors import ModelFileError, RequestError
-from ridgeline.text.template_sandbox import TemplateEnvironment, TemplateRefusalError, bounded_text
+from ridgeline.text.template_budget import bounded_text
+from ridgeline.text.template_sandbox import TemplateEnvironment, TemplateRefusalError
 
 _HINT = "it comes with the model file; use another conversion of the model, or report it to its maker"
 

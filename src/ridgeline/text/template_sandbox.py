@@ -15,36 +15,30 @@ import datetime
 import functools
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from jinja2 import Undefined, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
-MAX_OUTPUT_CHARACTERS = 1 << 24
-"""Four times what a context of a million tokens holds."""
-MAX_WORK_CHARACTERS = 1 << 27
-"""All text and all list entries that one render may make, most of which it throws away."""
-MAX_SECONDS = 2.0
-"""Of processor time, for one render; real conversations take milliseconds."""
-MAX_STEPS = 2_000_000
-"""Blocks entered, calls, filters, operators."""
-MAX_WIDTH = 1000
-"""Of padding and indentation."""
-
-_ENTRY_WEIGHT = 32
-_MAX_INTEGER_BITS = 1 << 20
-_TICKS_PER_CLOCK = 16
-_WIDE_FIELD = re.compile(r"%[-+ #0]*(?:\(\w*\))?[-+ #0]*\.?(?:\d{4,}|\d*\.\d{4,}|\d*\.?\*)|\{[^{}]*(?:\d{4,}|\{)")
-_STRFTIME = re.compile(r"(?:[^%]|%[-A-Za-z%])*")
+from ridgeline.text.template_budget import (
+    ENTRY_WEIGHT,
+    MAX_INTEGER_BITS,
+    MAX_OUTPUT_CHARACTERS,
+    Budget,
+    TemplateLimitError,
+    bounded_text,
+    check_format,
+    check_growth,
+    structure_weight,
+)
 
 # These neither join nor print what they are given, so they need not weigh it first.
 _STRUCTURAL = frozenset(
@@ -54,48 +48,13 @@ _STRUCTURAL = frozenset(
         "selectattr", "sort", "sum", "unique",
     }
 )  # fmt: skip
-_WIDE = frozenset({"center", "indent", "batch", "slice", "truncate", "round", "tojson", "ljust", "rjust",
-                   "zfill", "expandtabs", "to_bytes"})  # fmt: skip
-_REFUSED_METHODS = frozenset({"translate", "maketrans"})
+_REFUSED_METHODS = frozenset({"translate", "maketrans", "fromkeys", "encode", "decode", "from_bytes"})
 _REFUSED_FILTERS = frozenset({"random", "pprint", "urlize", "wordwrap", "xmlattr"})
-
-
-class TemplateLimitError(SecurityError):
-    """A template wanted more than a render may have, or something that is not text."""
+_STRFTIME = re.compile(r"(?:[^%]|%[-A-Za-z%])*")
 
 
 class TemplateRefusalError(TemplateError):
     """A template called `raise_exception`: it does not accept this conversation."""
-
-
-def _weight(value: Any, limit: int) -> int:
-    """About how many characters `value` has when it is printed; raises TemplateLimitError above the limit."""
-    total = 0
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, (str, bytes)):
-            total += len(each)
-        elif isinstance(each, Mapping):
-            total += len(each) * _ENTRY_WEIGHT
-            if total <= limit:
-                waiting += each.keys()
-                waiting += each.values()
-        elif isinstance(each, (list, tuple, set, frozenset)) or _is_view(each):
-            total += len(each) * _ENTRY_WEIGHT
-            if total <= limit:
-                waiting += each
-        elif isinstance(each, int):
-            total += 1 + each.bit_length() // 3
-        elif each is not None and not isinstance(each, (float, range, Undefined)):
-            raise TemplateLimitError(f"a {type(each).__name__.strip('_')} is not text")
-        if total > limit:
-            raise TemplateLimitError(f"it makes more than {limit} characters")
-    return total
-
-
-def _is_view(value: Any) -> bool:
-    return type(value).__name__ in ("dict_keys", "dict_values", "dict_items")
 
 
 class _Guarded:
@@ -123,47 +82,12 @@ class _Guarded:
     __hash__ = None  # type: ignore[assignment]  # a hash is made of an address
 
 
-class _Budget:
-    """What one render has left. Holds: counts. Changed by: `tick`, `spend`."""
-
-    __slots__ = ("_deadline", "_num_ticks", "_work_characters")
-
-    def __init__(self) -> None:
-        self._deadline = time.thread_time() + MAX_SECONDS
-        self._num_ticks = 0
-        self._work_characters = 0
-
-    def tick(self) -> bool:
-        """Count a step; False, so that it can stand before any expression."""
-        self._num_ticks += 1
-        if self._num_ticks > MAX_STEPS:
-            raise TemplateLimitError(f"it takes more than {MAX_STEPS} steps")
-        if self._num_ticks % _TICKS_PER_CLOCK == 0 and time.thread_time() > self._deadline:
-            raise TemplateLimitError(f"it runs for more than {MAX_SECONDS:g} seconds")
-        return False
-
-    def spend(self, num_characters: int) -> None:
-        """Count what is made, before it is."""
-        if num_characters > MAX_OUTPUT_CHARACTERS:
-            raise TemplateLimitError(f"it makes a text of more than {MAX_OUTPUT_CHARACTERS} characters")
-        self._work_characters += num_characters
-        if self._work_characters > MAX_WORK_CHARACTERS:
-            raise TemplateLimitError(f"it makes more than {MAX_WORK_CHARACTERS} characters on the way")
-        self.tick()
-
-    def weighed(self, value: Any) -> int:
-        """The weight of a value, counted as work."""
-        weight = _weight(value, MAX_OUTPUT_CHARACTERS)
-        self.spend(weight)
-        return weight
-
-
 class _MeteredContext(Context):
     """A render's variables, with its budget."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.budget = _Budget()
+        self.budget = Budget()
         self.tick = self.budget.tick
 
     def made(self, value: Any) -> Any:
@@ -172,9 +96,12 @@ class _MeteredContext(Context):
             self.budget.spend(len(value))
             return value
         if isinstance(value, Iterator) and not isinstance(value, LoopContext):
-            value = list(islice(value, MAX_OUTPUT_CHARACTERS // _ENTRY_WEIGHT))
+            most = MAX_OUTPUT_CHARACTERS // ENTRY_WEIGHT
+            value = list(islice(value, most + 1))
+            if len(value) > most:
+                raise TemplateLimitError(f"it makes a list of more than {most} entries")
         if isinstance(value, (list, tuple, dict, set)):
-            self.budget.spend(_structure_weight(value))
+            self.budget.spend(structure_weight(value))
             return value
         return guarded(value)
 
@@ -183,23 +110,6 @@ class _MeteredContext(Context):
         values = tuple(values)
         self.budget.weighed(values)
         return "".join(map(str, values))
-
-
-def _structure_weight(value: Any) -> int:
-    """Like `_weight`, for a value that need not be printable."""
-    total = 0
-    waiting = [value]
-    while waiting and total <= MAX_OUTPUT_CHARACTERS:
-        each = waiting.pop()
-        if isinstance(each, str):
-            total += len(each)
-        elif isinstance(each, Mapping):
-            total += len(each) * _ENTRY_WEIGHT
-            waiting += each.values()
-        elif isinstance(each, (list, tuple, set)):
-            total += len(each) * _ENTRY_WEIGHT
-            waiting += each
-    return total
 
 
 def guarded(value: Any) -> Any:
@@ -257,18 +167,6 @@ class _GenerationTag(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-def bounded_text(pieces: Iterable[str]) -> str:
-    """The pieces as one text; TemplateLimitError if it is longer than any prompt can be."""
-    kept = []
-    total = 0
-    for piece in pieces:
-        total += len(piece)
-        if total > MAX_OUTPUT_CHARACTERS:
-            raise TemplateLimitError(f"it makes a text of more than {MAX_OUTPUT_CHARACTERS} characters")
-        kept.append(piece)
-    return "".join(kept)
-
-
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
     """Jinja for chat templates: Hugging Face's filters and functions, counted and guarded."""
 
@@ -319,17 +217,17 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """An operator that can make much of little, checked before it does."""
-        budget: _Budget = context.budget
+        budget: Budget = context.budget
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * (max(right, 0) if operator == "**" else 1) + right.bit_length()
-            if bits > _MAX_INTEGER_BITS:
-                raise TemplateLimitError(f"it makes a number of more than {_MAX_INTEGER_BITS} bits")
+            if bits > MAX_INTEGER_BITS:
+                raise TemplateLimitError(f"it makes a number of more than {MAX_INTEGER_BITS} bits")
             budget.spend(bits)
         elif operator == "*":
             text, count = (right, left) if isinstance(left, int) else (left, right)
-            budget.spend(_structure_weight(text) * max(0, count) if isinstance(count, int) else 0)
+            budget.spend(structure_weight(text) * max(0, count) if isinstance(count, int) else 0)
         elif operator == "%" and isinstance(left, str):
-            _check_format(budget, left, right)
+            check_format(budget, left, right)
         return context.made(super().call_binop(context, operator, left, right))
 
 
@@ -341,55 +239,13 @@ def _printable(context: Any, value: Any) -> Any:
     return value
 
 
-def _check_format(budget: _Budget, pattern: str, *values: Any) -> None:
-    """Refuse widths that make much of little, in both of Python's ways of formatting."""
-    if _WIDE_FIELD.search(pattern.replace("{{", "")):
-        raise TemplateLimitError(f"a format has a computed field, or one wider than {MAX_WIDTH}")
-    num_fields = pattern.count("%") + pattern.count("{")
-    weight = sum(_weight(value, MAX_OUTPUT_CHARACTERS) for value in values)
-    budget.spend(len(pattern) + num_fields * (weight + MAX_WIDTH if re.search(r"\d", pattern) else weight))
-
-
-def _check_growth(budget: _Budget, name: str, subject: Any, arguments: tuple[Any, ...]) -> None:
-    """Refuse a method or filter that would make much of little."""
-    if name in _WIDE:
-        for argument in arguments:
-            if isinstance(argument, (int, float)) and abs(argument) > MAX_WIDTH:
-                raise TemplateLimitError(f"{name} of {argument:g} is wider than {MAX_WIDTH}")
-        widest = max([1, *(abs(int(each)) for each in arguments if isinstance(each, (int, float)))])
-        longest = max([1, *(len(each) for each in arguments if isinstance(each, str))])
-        budget.spend(_lines_or_entries(subject) * widest * longest)
-    elif name == "replace" and isinstance(subject, str) and len(arguments) >= 2:
-        old, new = str(arguments[0]), str(arguments[1])
-        budget.spend(len(subject) + (subject.count(old) if old else len(subject) + 1) * len(new))
-    elif name == "join":
-        entries = subject if isinstance(subject, (list, tuple)) else arguments[0] if arguments else ()
-        separator = arguments[0] if isinstance(subject, (list, tuple)) and arguments else subject
-        separator_length = len(separator) if isinstance(separator, str) else 0
-        count = len(entries) if isinstance(entries, (list, tuple, str, dict)) else 0
-        budget.spend(_structure_weight(entries) + count * separator_length)
-    elif name in ("format", "format_map") and isinstance(subject, str):
-        _check_format(budget, subject, *arguments)
-
-
-def _lines_or_entries(subject: Any) -> int:
-    if isinstance(subject, str):
-        return 1 + subject.count("\n") + subject.count("\t")
-    return _structure_weight(subject) + 1
-
-
-def _check_call(budget: _Budget, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_call(budget: Budget, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     name = getattr(function, "__name__", "")
-    # The sandbox's own wrapper around str.format keeps the method that it stands for.
-    method = getattr(function, "__wrapped__", function)
-    subject = getattr(method, "__self__", None)
-    if subject is None or isinstance(subject, type):
-        if name in _REFUSED_METHODS or name == "fromkeys":
-            raise TemplateLimitError(f"{name} cannot be used")
-        return
     if name in _REFUSED_METHODS:
         raise TemplateLimitError(f"{name} cannot be used")
-    _check_growth(budget, name, subject, (*args, *kwargs.values()))
+    # The sandbox's own wrapper around str.format keeps the method that it stands for.
+    subject = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+    check_growth(budget, name, subject, (*args, *kwargs.values()))
 
 
 def _metered_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -398,7 +254,7 @@ def _metered_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     @pass_context
     @functools.wraps(function, updated=())
     def metered(context: Any, subject: Any, *args: Any, **kwargs: Any) -> Any:
-        budget: _Budget = context.budget
+        budget: Budget = context.budget
         budget.tick()
         if isinstance(subject, _Guarded):
             raise TemplateLimitError("a function is not a value")
@@ -407,7 +263,7 @@ def _metered_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             budget.weighed(subject)
             for argument in arguments:
                 budget.weighed(argument)
-        _check_growth(budget, name, subject, arguments)
+        check_growth(budget, name, subject, arguments)
         extra = {None: (), "context": (context,), "eval_context": (context.eval_ctx,)}
         first = extra.get(wanted.name if wanted else None, (context.environment,))
         return context.made(function(*first, subject, *args, **kwargs))

@@ -17,7 +17,7 @@ from ridgeline.text.spec import LeadingSpace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBytes:
-    """A table of tokens' bytes. Cheap to pickle for small vocabularies, or views of a mapped file."""
+    """A table of tokens' bytes: arrays of its own, or views of a mapped file."""
 
     blob: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int32]

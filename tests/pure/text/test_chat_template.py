@@ -169,7 +169,12 @@ HUNGRY = [
     "{{ ('\t' * 1000000).expandtabs(1000) }}",
     "{{ range(99999) | list | tojson(indent=1000) }}",
     "{{ [1] | batch(1000000000, 'x') | list }}",
+    "{{ 'a' | batch(1000000000, 'x') | list }}",
     "{{ dict.fromkeys(range(99999), 'x' * 100000) }}",
+    "{{ ([[1]] * 99999) | sum(start=[]) }}",
+    "{{ ('é' * 99999).encode('punycode') }}",
+    "{{ ('a\n' * 999999).splitlines() }}{{ ('a\n' * 999999).split('\n') }}{{ ('a\n' * 999999).split() }}",
+    "{{ ('é' * 999999) | list }}",
     "{% for i in range(99999) %}{% set x = range(99999) | sort(reverse=true) %}{% endfor %}",
     "{% set a = range(99999) | list %}{% for i in range(99999) %}{% if a == a + [1] %}{% endif %}{% endfor %}",
     "{% set q %}{% for i in range(99999) %}{% for j in range(99999) %}%s{% endfor %}{% endfor %}{% endset %}".replace(
@@ -189,7 +194,7 @@ HUNGRY = [
 
 @pytest.mark.parametrize("source", HUNGRY, ids=lambda source: source[:60])
 def test_time_and_memory_are_bounded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ridgeline.text.template_sandbox.MAX_SECONDS", 0.3)
+    monkeypatch.setattr("ridgeline.text.template_budget.MAX_SECONDS", 0.3)
     begin = time.thread_time()
     with pytest.raises(UserError):
         render(source)
