@@ -191,7 +191,10 @@ def compare(windows: list[Window], exact: Answer, answers: dict[str, Answer]) ->
         before = time.perf_counter()
         exact_TV = exact(window.token_ids)
         for name, answer in answers.items():
-            found[name][window.section].append(distances(exact_TV, answer(window.token_ids), window.token_ids))
+            measured_TV = answer(window.token_ids)
+            if not np.isfinite(measured_TV).all():
+                sys.exit(f"{name}: logits of window {number} ({window.section}) are not all finite numbers")
+            found[name][window.section].append(distances(exact_TV, measured_TV, window.token_ids))
         seconds = time.perf_counter() - before
         print(f"{number}/{len(windows)} {window.section}, {len(window.token_ids)} tokens, {seconds:.1f} s", flush=True)
     return {
@@ -218,7 +221,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--chip", default="cpu")
     parser.add_argument("--kv", default="bf16", choices=("f32", "bf16", "int8"))
     parser.add_argument("--threads", type=int, help="of the chip and of llama.cpp")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "ridgeline")
+    parser.add_argument("--cache", type=Path, help="use weights packed earlier, kept in this folder, and keep them")
     parser.add_argument("--text", type=Path, default=BENCH / "data" / "varied.txt")
     parser.add_argument("--window", type=int, default=320, help="tokens of a window")
     parser.add_argument("--windows-per-section", type=int, default=1)
