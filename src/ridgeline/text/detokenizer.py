@@ -24,7 +24,12 @@ class Detokenizer:
         self._has_begun = False
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes. RequestError if it is not in the vocabulary."""
+        """The characters that this token completes.
+
+        A model's head may have more rows than the tokenizer has tokens; such an id has no text.
+        """
+        if token_id >= len(self._token_bytes):
+            return ""
         piece = self._token_bytes.bytes_of(token_id)
         if not piece or (self._skips_special_tokens and self._token_bytes.is_special[token_id]):
             return ""

@@ -14,10 +14,10 @@ import msgspec
 
 from ridgeline.errors import ModelFileError
 from ridgeline.text.chat_template import CHATML, ChatTemplate
-from ridgeline.text.compiled import VERSION
+from ridgeline.text.compiled import MAX_TOKENS, VERSION
 from ridgeline.text.gguf_tokenizer import spec_of_gguf
 from ridgeline.text.hf_tokenizer import spec_of_tokenizer_json
-from ridgeline.text.spec import TokenizerSpec
+from ridgeline.text.spec import TokenizerSpec, padded
 from ridgeline.text.tokenizer import Tokenizer, cached_tokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -63,7 +63,7 @@ def open_text(model: ModelFiles, cache_folder: Path | None = None) -> tuple[Toke
     is_gguf = model.kind == "gguf"
 
     def read_spec() -> TokenizerSpec:
-        return spec_of_gguf(model.metadata) if is_gguf else _spec_of_folder(model)
+        return padded(spec_of_gguf(model.metadata) if is_gguf else _spec_of_folder(model), _head_rows(model))
 
     if cache_folder is None:
         tokenizer = Tokenizer.from_spec(read_spec())
@@ -82,6 +82,14 @@ def open_text(model: ModelFiles, cache_folder: Path | None = None) -> tuple[Toke
         if token_id is not None
     }
     return tokenizer, ChatTemplate(sources, special_tokens=special_tokens, cache_folder=cache_folder)
+
+
+def _head_rows(model: ModelFiles) -> int:
+    """How many tokens the model's head tells apart, as far as its metadata say; 0 if they do not."""
+    key = "vocab_size" if model.kind != "gguf" else f"{model.metadata.get('general.architecture')}.vocab_size"
+    text_config = model.metadata.get("text_config")
+    said = model.metadata.get(key, text_config.get(key) if isinstance(text_config, Mapping) else None)
+    return said if isinstance(said, int) and 0 < said <= MAX_TOKENS else 0
 
 
 def _digest(model: ModelFiles) -> str:

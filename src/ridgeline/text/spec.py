@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -190,3 +190,16 @@ class TokenizerSpec:
     kinds: npt.NDArray[np.uint8]
     merges: Sequence[str | tuple[str, str]] | None = None
     scores: npt.NDArray[np.float64] | None = None
+
+
+def padded(spec: TokenizerSpec, num_tokens: int) -> TokenizerSpec:
+    """The tokenizer with ids up to `num_tokens` that stand for nothing: a head may have more rows than tokens."""
+    num_missing = num_tokens - len(spec.tokens)
+    if num_missing <= 0:
+        return spec
+    return replace(
+        spec,
+        tokens=[*spec.tokens, *[""] * num_missing],
+        kinds=np.concatenate([spec.kinds, np.full(num_missing, TokenKind.ABSENT, dtype=np.uint8)]),
+        scores=None if spec.scores is None else np.concatenate([spec.scores, np.zeros(num_missing)]),
+    )

@@ -39,7 +39,7 @@ class TextStream:
         return None if self._finder is None else self._finder.stopped_by
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now; RequestError if the token is not in the vocabulary."""
+        """The text that is certain now."""
         return self._watched(self._detokenizer.push(token_id), is_token=True)
 
     def finish(self) -> str:

@@ -10,6 +10,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import regex
@@ -128,7 +129,9 @@ class Tokenizer:
         self.token_bytes_table.check(token_id)
         return bool(self.token_bytes_table.is_special[token_id])
 
-    def encode(self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True, plain_mark: str = ""
+    ) -> list[int]:
         """The tokens of a text.
 
         Args:
@@ -136,6 +139,7 @@ class Tokenizer:
             add_special_tokens: begin (and end) as the model wants texts to begin (and end).
             parse_special: control tokens written out in the text become those tokens. If not, they are plain text like
                 any other, and no control token comes out: for text that a stranger wrote.
+            plain_mark: the character that `with_marks` was given; it is taken out after control tokens were found.
 
         Raises:
             RequestError: the text has half a surrogate pair, which is no character.
@@ -146,13 +150,31 @@ class Tokenizer:
                 if isinstance(part, int):
                     ids.append(part)
                 else:
-                    self._encode_segment(part, start == 0, parse_special, ids)
+                    is_plain = not parse_special
+                    if plain_mark and plain_mark in part:
+                        part, is_plain = part.replace(plain_mark, ""), True
+                    self._encode_segment(part, start == 0, not is_plain, ids)
         except UnicodeEncodeError as error:
-            raise RequestError(
-                f"the text has half a surrogate pair at character {error.start}, which is not Unicode",
-                hint="decode the text as UTF-16 or replace what could not be decoded",
-            ) from error
+            raise _half_pair(error) from error
         return [*self._traits.prefix_ids, *ids, *self._traits.suffix_ids] if add_special_tokens else ids
+
+    def with_marks(self, text: str, mark: str) -> str:
+        """The text with `mark` inside whatever would become a control token, so that it becomes none.
+
+        RequestError if the text has half a surrogate pair.
+        """
+        try:
+            while True:
+                found = [
+                    start for start, _, token_id in self._added.find_in(text) if self._added_tokens[token_id].is_control
+                ]
+                if not found:
+                    return text
+                # Breaking one token may bare another that it overlapped, hence again.
+                parts = [text[start:end] for start, end in pairwise([0, *(start + 1 for start in found), len(text)])]
+                text = mark.join(parts)
+        except UnicodeEncodeError as error:
+            raise _half_pair(error) from error
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens; bytes that are not UTF-8 become U+FFFD. RequestError if there is no such token."""
@@ -219,6 +241,13 @@ def cached_tokenizer(path: Path, read_spec: Callable[[], TokenizerSpec]) -> Toke
     except OSError:
         return Tokenizer(read_vocabulary(content))
     return Tokenizer.from_compiled(path)
+
+
+def _half_pair(error: UnicodeEncodeError) -> RequestError:
+    return RequestError(
+        f"the text has half a surrogate pair at character {error.start}, which is not Unicode",
+        hint="decode the text as UTF-16 or replace what could not be decoded",
+    )
 
 
 def _touches_word(text: str, start: int, end: int) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ridgeline.errors import ModelFileError, UserError
+from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.text.open import open_text
 from tests.pure.text.test_gguf_tokenizer import CONTROL, bytes_metadata
 from tests.pure.text.test_hf_tokenizer import PLAIN
@@ -88,6 +89,16 @@ def test_changed_tokenizer_is_compiled_again(tmp_path: Path) -> None:
     changed = {**PLAIN, "added_tokens": [{"id": 40, "content": "<new>", "special": True}]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
     assert open_text(model, cache)[0].token_id("<new>") == 40
+
+
+@pytest.mark.parametrize("config", [{"vocab_size": 64}, {"text_config": {"vocab_size": 64}}])
+def test_head_with_more_rows_than_tokens(tmp_path: Path, config: dict[str, Any]) -> None:
+    model = folder(tmp_path)
+    model.metadata = config
+    tokenizer, _ = open_text(model)
+    assert tokenizer.num_tokens == 64 and tokenizer.decode([0, 63, 1]) == "ab"
+    stream = tokenizer.sample_text(SamplingParams())
+    assert [stream.push(token_id) for token_id in (0, 63, 9999, 1)] == ["a", "", "", "b"]
 
 
 @pytest.mark.parametrize(
