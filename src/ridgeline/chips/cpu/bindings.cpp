@@ -14,6 +14,7 @@
 
 #include "kernels/checksum.h"
 #include "kernels/matmul.h"
+#include "kernels/matmul_bindings.h"
 #include "kernels/memory.h"
 #include "kernels/plan.h"
 #include "kernels/threads.h"
@@ -137,51 +138,60 @@ void run_plan(Plan& plan, Indices token_ids, Indices positions, Indices slots, I
 
 void bind_values(nb::module_& m) {
     nb::class_<PackedMatrix>(m, "Matrix")
-        .def("__init__", [](PackedMatrix* self, int32_t format, int64_t rows, int64_t width,
-                            uint64_t address) { new (self) PackedMatrix(matrix_at(format, rows, width, address)); },
-             "format"_a, "rows"_a, "width"_a, "address"_a);
+        .def(
+            "__init__",
+            [](PackedMatrix* self, int32_t format, int64_t rows, int64_t width, uint64_t address) {
+                new (self) PackedMatrix(matrix_at(format, rows, width, address));
+            },
+            "format"_a, "rows"_a, "width"_a, "address"_a);
     nb::class_<Place>(m, "Place")
-        .def("__init__", [](Place* self, int64_t offset, int64_t stride) { new (self) Place{offset, stride}; },
-             "offset"_a, "stride"_a);
+        .def(
+            "__init__", [](Place* self, int64_t offset, int64_t stride) { new (self) Place{offset, stride}; },
+            "offset"_a, "stride"_a);
     nb::class_<PreparedPlace>(m, "PreparedPlace")
-        .def("__init__",
-             [](PreparedPlace* self, int32_t kind, int64_t offset_bytes, int64_t own_offset_bytes) {
-                 new (self) PreparedPlace{static_cast<ActivationKind>(kind), offset_bytes, own_offset_bytes};
-             },
-             "kind"_a, "offset_bytes"_a, "own_offset_bytes"_a);
-    nb::class_<Part>(m, "Part")
-        .def("__init__",
-             [](Part* self, const PackedMatrix& matrix, const PreparedPlace& prepared, const Place& out,
-                uint64_t bias_address, bool accumulate) {
-                 new (self) Part{matrix, prepared, out, reinterpret_cast<const float*>(bias_address), accumulate};
-             },
-             "matrix"_a, "prepared"_a, "out"_a, "bias_address"_a = 0, "accumulate"_a = false);
+        .def(
+            "__init__",
+            [](PreparedPlace* self, int32_t kind, int64_t offset_bytes, int64_t own_offset_bytes) {
+                new (self) PreparedPlace{static_cast<ActivationKind>(kind), offset_bytes, own_offset_bytes};
+            },
+            "kind"_a, "offset_bytes"_a, "own_offset_bytes"_a);
+    nb::class_<Part>(m, "Part").def(
+        "__init__",
+        [](Part* self, const PackedMatrix& matrix, const PreparedPlace& prepared, const Place& out,
+           uint64_t bias_address, bool accumulate) {
+            new (self) Part{matrix, prepared, out, reinterpret_cast<const float*>(bias_address), accumulate};
+        },
+        "matrix"_a, "prepared"_a, "out"_a, "bias_address"_a = 0, "accumulate"_a = false);
     nb::class_<KvLayer>(m, "KvLayer")
-        .def("__init__",
-             [](KvLayer* self, int32_t format, int64_t num_heads, int64_t head_width, uint64_t pages_address,
-                uint64_t open_address) {
-                 new (self) KvLayer{static_cast<KvFormat>(format), num_heads, head_width,
-                                    reinterpret_cast<uint8_t*>(pages_address),
-                                    reinterpret_cast<uint8_t*>(open_address)};
-             },
-             "format"_a, "num_heads"_a, "head_width"_a, "pages_address"_a, "open_address"_a = 0);
+        .def(
+            "__init__",
+            [](KvLayer* self, int32_t format, int64_t num_heads, int64_t head_width, uint64_t pages_address,
+               uint64_t open_address) {
+                new (self) KvLayer{static_cast<KvFormat>(format), num_heads, head_width,
+                                   reinterpret_cast<uint8_t*>(pages_address), reinterpret_cast<uint8_t*>(open_address)};
+            },
+            "format"_a, "num_heads"_a, "head_width"_a, "pages_address"_a, "open_address"_a = 0);
 }
 
 void bind_plan(nb::module_& m) {
     nb::class_<Record>(m, "Record")
-        .def("__init__",
-             [](Record* self, int32_t op, int32_t rows) {
-                 new (self) Record{};
-                 self->op = static_cast<Op>(op);
-                 self->rows = static_cast<StepArray>(rows);
-             },
-             "op"_a, "rows"_a)
-        .def_prop_rw("index", [](const Record& r) { return static_cast<int32_t>(r.index); },
-                     [](Record& r, int32_t index) { r.index = static_cast<StepArray>(index); })
-        .def_prop_rw("activation", [](const Record& r) { return static_cast<int32_t>(r.activation); },
-                     [](Record& r, int32_t kind) { r.activation = static_cast<Activation>(kind); })
-        .def_prop_rw("vector_address", [](const Record& r) { return reinterpret_cast<uint64_t>(r.vector); },
-                     [](Record& r, uint64_t address) { r.vector = reinterpret_cast<const float*>(address); })
+        .def(
+            "__init__",
+            [](Record* self, int32_t op, int32_t rows) {
+                new (self) Record{};
+                self->op = static_cast<Op>(op);
+                self->rows = static_cast<StepArray>(rows);
+            },
+            "op"_a, "rows"_a)
+        .def_prop_rw(
+            "index", [](const Record& r) { return static_cast<int32_t>(r.index); },
+            [](Record& r, int32_t index) { r.index = static_cast<StepArray>(index); })
+        .def_prop_rw(
+            "activation", [](const Record& r) { return static_cast<int32_t>(r.activation); },
+            [](Record& r, int32_t kind) { r.activation = static_cast<Activation>(kind); })
+        .def_prop_rw(
+            "vector_address", [](const Record& r) { return reinterpret_cast<uint64_t>(r.vector); },
+            [](Record& r, uint64_t address) { r.vector = reinterpret_cast<const float*>(address); })
         .def_rw("needs_barrier", &Record::needs_barrier)
         .def_rw("may_repeat", &Record::may_repeat)
         .def_rw("x", &Record::x)
@@ -199,24 +209,26 @@ void bind_plan(nb::module_& m) {
         .def_rw("parts", &Record::parts)
         .def_rw("layer", &Record::layer);
     nb::class_<Plan>(m, "Plan")
-        .def("__init__",
-             [](Plan* self, std::shared_ptr<ThreadPool> pool, std::vector<Record> records, int64_t max_tokens,
-                int64_t max_sequences, int64_t max_logit_rows, int64_t max_pages_per_sequence, int64_t num_pages,
-                int64_t arena_bytes) {
-                 const PlanLimits limits{max_tokens, max_sequences, max_logit_rows, max_pages_per_sequence, num_pages};
-                 new (self) Plan(std::move(pool), std::move(records), limits, arena_bytes);
-             },
-             "pool"_a, "records"_a, "max_tokens"_a, "max_sequences"_a, "max_logit_rows"_a, "max_pages_per_sequence"_a,
-             "num_pages"_a, "arena_bytes"_a)
+        .def(
+            "__init__",
+            [](Plan* self, std::shared_ptr<ThreadPool> pool, std::vector<Record> records, int64_t max_tokens,
+               int64_t max_sequences, int64_t max_logit_rows, int64_t max_pages_per_sequence, int64_t num_pages,
+               int64_t arena_bytes) {
+                const PlanLimits limits{max_tokens, max_sequences, max_logit_rows, max_pages_per_sequence, num_pages};
+                new (self) Plan(std::move(pool), std::move(records), limits, arena_bytes);
+            },
+            "pool"_a, "records"_a, "max_tokens"_a, "max_sequences"_a, "max_logit_rows"_a, "max_pages_per_sequence"_a,
+            "num_pages"_a, "arena_bytes"_a)
         .def("run", &run_plan)
-        .def("value",
-             [](nb::handle self, const Place& place, size_t rows, size_t width) {
-                 const Plan& plan = nb::cast<const Plan&>(self);
-                 const int64_t strides[2] = {place.stride, 1};
-                 const size_t shape[2] = {rows, width};
-                 return Array(const_cast<float*>(plan.value(place)), 2, shape, self, strides);
-             },
-             "place"_a, "rows"_a, "width"_a)
+        .def(
+            "value",
+            [](nb::handle self, const Place& place, size_t rows, size_t width) {
+                const Plan& plan = nb::cast<const Plan&>(self);
+                const int64_t strides[2] = {place.stride, 1};
+                const size_t shape[2] = {rows, width};
+                return Array(const_cast<float*>(plan.value(place)), 2, shape, self, strides);
+            },
+            "place"_a, "rows"_a, "width"_a)
         .def("seconds", &Plan::seconds)
         .def("memory_bytes", &Plan::memory_bytes)
         .def("set_timing", &Plan::set_timing, "is_on"_a)
@@ -228,11 +240,12 @@ void bind_plan(nb::module_& m) {
 NB_MODULE(_native, m) {
     m.doc() = "Kernels of the CPU chip; see the headers in chips/cpu/kernels.";
     nb::class_<ThreadPool>(m, "ThreadPool")
-        .def("__init__",
-             [](ThreadPool* self, int num_threads) { new (self) ThreadPool(num_threads); }, "num_threads"_a)
+        .def(
+            "__init__", [](ThreadPool* self, int num_threads) { new (self) ThreadPool(num_threads); }, "num_threads"_a)
         .def_prop_ro("num_threads", &ThreadPool::num_threads);
     nb::class_<Memory>(m, "Memory")
-        .def("__init__", [](Memory* self, size_t bytes) { new (self) Memory(bytes); }, "bytes"_a)
+        .def(
+            "__init__", [](Memory* self, size_t bytes) { new (self) Memory(bytes); }, "bytes"_a)
         .def_prop_ro("address", [](const Memory& memory) { return reinterpret_cast<uint64_t>(memory.data()); })
         .def_prop_ro("size", &Memory::size)
         .def("array", [](nb::handle self) {
@@ -245,32 +258,38 @@ NB_MODULE(_native, m) {
     m.attr("PACKED_LAYOUT_VERSION") = PACKED_LAYOUT_VERSION;
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("set_instruction_set", [](const std::string& name) { return set_instruction_set(name.c_str()); }, "name"_a);
-    m.def("activation_kind",
-          [](int32_t format) { return static_cast<int32_t>(activation_kind(static_cast<FormatId>(format))); },
-          "format"_a);
-    m.def("activation_row_bytes",
-          [](int32_t kind, int64_t width) { return activation_row_bytes(static_cast<ActivationKind>(kind), width); },
-          "kind"_a, "width"_a);
-    m.def("packed_bytes",
-          [](int32_t format, int64_t rows, int64_t width) {
-              return packed_bytes(static_cast<FormatId>(format), rows, width);
-          },
-          "format"_a, "rows"_a, "width"_a);
+    m.def(
+        "activation_kind",
+        [](int32_t format) { return static_cast<int32_t>(activation_kind(static_cast<FormatId>(format))); },
+        "format"_a);
+    m.def(
+        "activation_row_bytes",
+        [](int32_t kind, int64_t width) { return activation_row_bytes(static_cast<ActivationKind>(kind), width); },
+        "kind"_a, "width"_a);
+    m.def(
+        "packed_bytes",
+        [](int32_t format, int64_t rows, int64_t width) {
+            return packed_bytes(static_cast<FormatId>(format), rows, width);
+        },
+        "format"_a, "rows"_a, "width"_a);
     m.def("pack", &pack, "pool"_a, "format"_a, "rows"_a, "width"_a, "source"_a, "packed"_a);
     m.def("unpacked_rows", &unpacked_rows, "matrix"_a, "rows"_a);
     m.def("product", &product, "pool"_a, "matrix"_a, "x"_a);
-    m.def("checksum",
-          [](ThreadPool& pool, Bytes data) {
-              const nb::gil_scoped_release released;
-              return checksum(pool, data.data(), data.size());
-          },
-          "pool"_a, "data"_a);
+    m.def(
+        "checksum",
+        [](ThreadPool& pool, Bytes data) {
+            const nb::gil_scoped_release released;
+            return checksum(pool, data.data(), data.size());
+        },
+        "pool"_a, "data"_a);
     m.def("measured_rate", &measured_rate, "pool"_a, "what"_a, "seconds"_a);
-    m.def("block_bytes",
-          [](int32_t format, int64_t head_width) { return block_bytes(static_cast<KvFormat>(format), head_width); },
-          "format"_a, "head_width"_a);
-    m.def("plain_block_bytes", [](int64_t head_width) { return plain_block_bytes(false, head_width); },
-          "head_width"_a);
+    m.def(
+        "block_bytes",
+        [](int32_t format, int64_t head_width) { return block_bytes(static_cast<KvFormat>(format), head_width); },
+        "format"_a, "head_width"_a);
+    nb::module_ products = m.def_submodule("products", "The matrix products by themselves, for their tests.");
+    bind_matmul(products);
+    m.def("plain_block_bytes", [](int64_t head_width) { return plain_block_bytes(false, head_width); }, "head_width"_a);
 }
 
 }  // namespace ridgeline

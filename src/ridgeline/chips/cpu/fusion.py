@@ -36,6 +36,7 @@ def uses_of(nodes: Sequence[Node]) -> dict[Value, list[int]]:
 def _with_sums_in_place(nodes: list[Node], result: Value) -> list[Node]:
     """X + linear(h) becomes a linear that adds to x where it lies, if nobody wants the old x any more."""
     uses = uses_of(nodes)
+    made_last = {value: number for number, node in enumerate(nodes) for value in node.writes()}
     makers: dict[Value, tuple[int, Product]] = {}
     dropped: set[int] = set()
     for number, node in enumerate(nodes):
@@ -49,19 +50,13 @@ def _with_sums_in_place(nodes: list[Node], result: Value) -> list[Node]:
             maker, product = makers[new]
             is_product_used_once = uses[new] == [number]
             # Between the product and the sum nobody may read x, and nobody after it: x is gone by then.
-            is_old_dead = all(use < maker or use == number for use in uses[old]) and not _is_made_after(
-                nodes, old, maker
-            )
+            is_old_dead = all(use < maker or use == number for use in uses[old]) and made_last[old] < maker
             if is_product_used_once and is_old_dead and product.x is not old and product.is_added_to is None:
                 product.is_added_to, product.output = old, node.output
                 makers[node.output] = (maker, product)
                 dropped.add(number)
                 break
     return [node for number, node in enumerate(nodes) if number not in dropped]
-
-
-def _is_made_after(nodes: Sequence[Node], value: Value, number: int) -> bool:
-    return any(value in node.writes() for node in nodes[number:])
 
 
 def _with_prepares(nodes: list[Node], result: Value, *, fuse: bool) -> list[Node]:

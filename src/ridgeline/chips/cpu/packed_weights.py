@@ -24,7 +24,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,9 @@ class Region:
     offset_bytes: int
     size_bytes: int
     checksum: int
+
+
+_FIELDS = tuple(field.name for field in fields(Region))
 
 
 class _UnusableFileError(Exception):
@@ -185,7 +188,7 @@ def _write_file(
         with mmap.mmap(descriptor, start + max(1, size)) as mapping:
             array: Bytes = np.frombuffer(mapping, dtype=np.uint8)
             _write_regions(sources, regions, array[start:], pool)
-            done = [Region(**{**asdict(r), "checksum": _checksum(array[start:], r, pool)}) for r in regions]
+            done = [replace(region, checksum=_checksum(array[start:], region, pool)) for region in regions]
             head = _directory(done)
             array[: len(head)] = np.frombuffer(head, dtype=np.uint8)
             del array
@@ -205,7 +208,9 @@ def _checksum(data: Bytes, region: Region, pool: _native.ThreadPool) -> int:
 
 
 def _directory(regions: list[Region]) -> bytes:
-    text = json.dumps({"layout": LAYOUT_VERSION, "regions": [asdict(region) for region in regions]}).encode()
+    # Not `asdict`, which copies every value deeply: models have hundreds of regions, and each start asks for this.
+    listed = [{name: getattr(region, name) for name in _FIELDS} for region in regions]
+    text = json.dumps({"layout": LAYOUT_VERSION, "regions": listed}).encode()
     return HEADER.pack(MAGIC, len(text), _digest(text)) + text
 
 
@@ -215,7 +220,7 @@ def _digest(text: bytes) -> int:
 
 def _data_start(regions: list[Region]) -> int:
     """Where regions begin: after the longest directory that these regions can have."""
-    largest = [Region(**{**asdict(region), "checksum": (1 << 64) - 1}) for region in regions]
+    largest = [replace(region, checksum=(1 << 64) - 1) for region in regions]
     return -(-len(_directory(largest)) // REGION_ALIGNMENT) * REGION_ALIGNMENT
 
 
@@ -231,7 +236,7 @@ def _open(
     array: Bytes = np.frombuffer(mapping, dtype=np.uint8)
     regions = _read_directory(array)
     start = _data_start(wanted)
-    if [Region(**{**asdict(region), "checksum": 0}) for region in regions] != wanted:
+    if [replace(region, checksum=0) for region in regions] != wanted:
         raise _UnusableFileError("it holds other tensors")
     if regions and start + regions[-1].offset_bytes + regions[-1].size_bytes > size:
         raise _UnusableFileError("it is cut short")

@@ -8,7 +8,8 @@ different nodes of one phase.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -105,9 +106,10 @@ def _find_roots(nodes: Sequence[Node], result: Value, layout: Layout) -> None:
 def _find_phases(nodes: Sequence[Node], layout: Layout) -> None:
     """Each node joins the phase before it, unless threads could then meet what others have not finished."""
     together: list[Node] = []
+    num_readers = Counter(value for node in nodes for value in {product.x for product in node.products})
     for number, node in enumerate(nodes):
         # A node that prepares by itself may be done by every thread on its own: then it and its product are one phase.
-        is_repeated = number > 0 and _may_repeat(nodes, number - 1, layout)
+        is_repeated = number > 0 and _may_repeat(nodes, number - 1, num_readers, layout)
         if number > 0:
             layout.repeats.append(is_repeated)
         if not is_repeated and any(_must_wait(other, node, layout) for other in together):
@@ -145,18 +147,19 @@ def _accesses(node: Node, layout: Layout) -> tuple[set[Key], set[Key]]:
     return reads, writes
 
 
-def _may_repeat(nodes: Sequence[Node], number: int, layout: Layout) -> bool:
+def _may_repeat(nodes: Sequence[Node], number: int, num_readers: Mapping[Value, int], layout: Layout) -> bool:
     """Whether node `number` prepares activations for the next node alone, with a barrier on either side."""
     node, consumer = nodes[number], nodes[number + 1]
     if node.kind is not OpKind.PREPARE or not consumer.products:
         return False
     if number > 0 and layout.phases[number] == layout.phases[number - 1]:
         return False
-    consumers = [other for other in nodes if any(product.x is node.output for product in other.products)]
     # Floats that nobody else wrote in this phase, and that the product does not write while others still read them.
     written = {layout.root(value) for value in consumer.writes()}
     is_safe = layout.root(node.inputs[0]) not in written
-    return consumers == [consumer] and is_safe and all(p.x is node.output for p in consumer.products)
+    assert node.output is not None
+    is_only_reader = num_readers[node.output] == 1 and all(p.x is node.output for p in consumer.products)
+    return is_only_reader and is_safe
 
 
 def _find_regions(nodes: Sequence[Node], result: Value, limits: StepLimits, layout: Layout) -> None:

@@ -89,9 +89,9 @@ void store_tokens(const AttentionKernels& kernels, const KvLayer& layer, const S
         }
 }
 
-void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const Staging& staging,
-                    const StepView& step, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
-                    int64_t sequence, int64_t kv_head) {
+void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const Staging& staging, const StepView& step,
+                    const float* k, int64_t k_stride, const float* v, int64_t v_stride, int64_t sequence,
+                    int64_t kv_head) {
     const TouchedPages touched = touched_pages(step, sequence);
     const size_t plain_bytes = plain_block_bytes(false, layer.head_width);
     const size_t bytes = block_bytes(layer.format, layer.head_width);

@@ -110,9 +110,9 @@ uint8_t* plain_block(const KvLayer& layer, const Staging& staging, const StepVie
 void store_tokens(const AttentionKernels& kernels, const KvLayer& layer, const StepView& step, const float* k,
                   int64_t k_stride, const float* v, int64_t v_stride, int64_t token_begin, int64_t token_end);
 // Stores all tokens of one sequence for one head where the format is int8, and quantises the pages that are full.
-void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const Staging& staging,
-                    const StepView& step, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
-                    int64_t sequence, int64_t kv_head);
+void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const Staging& staging, const StepView& step,
+                    const float* k, int64_t k_stride, const float* v, int64_t v_stride, int64_t sequence,
+                    int64_t kv_head);
 
 // How many pages of a sequence are staged in a step: those that it touches, but for the last two.
 int64_t num_staged_pages(const StepView& step, int64_t sequence);

@@ -107,29 +107,46 @@ static void weigh_values(const Tile& tile, const uint32_t* values, int64_t strid
         for (int j = 0; j < V; ++j) _mm512_storeu_ps(weighted + row * stride + 16 * j, sums[row][j]);
 }
 
-// Scales, caps and masks one row's scores, in place and in powers of two; returns the largest.
-RIDGELINE_INLINE float finish_scores(const Rows& rows, int64_t row, int64_t first_position, float low, float* scores) {
-    const int32_t first = static_cast<int32_t>(rows.first[row] - first_position);
-    const int32_t last = static_cast<int32_t>(rows.last[row] - first_position);
+// Which of a page's slots a row sees, 16 at a time.
+struct Seen {
+    __mmask16 lanes[4];
+};
+
+RIDGELINE_INLINE Seen seen_slots(const Rows& rows, int64_t row, int64_t first_position) {
+    const __m512i first = _mm512_set1_epi32(static_cast<int32_t>(rows.first[row] - first_position));
+    const __m512i last = _mm512_set1_epi32(static_cast<int32_t>(rows.last[row] - first_position));
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const bool has_cap = rows.softcap > 0;
-    const __m512 factor = _mm512_set1_ps(has_cap ? rows.scale / rows.softcap : rows.scale * LOG2_E);
-    __m512 peak = _mm512_set1_ps(MINUS_INFINITY);
+    Seen seen;
     for (int j = 0; j < 4; ++j) {
-        __m512 score = _mm512_add_ps(_mm512_load_ps(scores + 16 * j), _mm512_set1_ps(low));
-        score = _mm512_mul_ps(score, factor);
-        if (has_cap) {
-            const __m512 capped = (__m512)tanh_of((Floats)score);
-            score = _mm512_mul_ps(capped, _mm512_set1_ps(rows.softcap * LOG2_E));
-        }
         const __m512i slots = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * j));
-        const __mmask16 seen = _mm512_cmpge_epi32_mask(slots, _mm512_set1_epi32(first)) &
-                               _mm512_cmple_epi32_mask(slots, _mm512_set1_epi32(last));
-        score = _mm512_mask_mov_ps(_mm512_set1_ps(MINUS_INFINITY), seen, score);
-        _mm512_store_ps(scores + 16 * j, score);
-        peak = _mm512_max_ps(peak, score);
+        seen.lanes[j] = _mm512_cmpge_epi32_mask(slots, first) & _mm512_cmple_epi32_mask(slots, last);
     }
-    return _mm512_reduce_max_ps(peak);
+    return seen;
+}
+
+RIDGELINE_INLINE __m512 capped(const Rows& rows, __m512 score) {
+    const __m512 part = (__m512)tanh_of((Floats)_mm512_mul_ps(score, _mm512_set1_ps(rows.scale / rows.softcap)));
+    return _mm512_mul_ps(part, _mm512_set1_ps(rows.softcap * LOG2_E));
+}
+
+// Scales, caps and masks one row's scores, in place and in powers of two; returns the largest. `sees_all` says that the
+// page lies within what all rows of the tile see.
+RIDGELINE_INLINE float finish_scores(const Rows& rows, int64_t row, const PairPage& page, int64_t first_position,
+                                     bool sees_all, float low, float* scores) {
+    __m512 score[4];
+    for (int j = 0; j < 4; ++j) {
+        score[j] = _mm512_load_ps(scores + 16 * j);
+        if (page.key_lows != nullptr) score[j] = _mm512_add_ps(score[j], _mm512_set1_ps(low));
+        score[j] =
+            rows.softcap > 0 ? capped(rows, score[j]) : _mm512_mul_ps(score[j], _mm512_set1_ps(rows.scale * LOG2_E));
+    }
+    if (!sees_all) {
+        const Seen seen = seen_slots(rows, row, first_position);
+        for (int j = 0; j < 4; ++j)
+            score[j] = _mm512_mask_mov_ps(_mm512_set1_ps(MINUS_INFINITY), seen.lanes[j], score[j]);
+    }
+    for (int j = 0; j < 4; ++j) _mm512_store_ps(scores + 16 * j, score[j]);
+    return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3])));
 }
 
 // The new maxima of a tile's rows, and what their older sums shrink by.
@@ -191,10 +208,17 @@ static void weigh_all_values(const Rows& rows, const Tile& tile, const PairPage&
                            weighted + c);
     const uint8_t* rest = next == nullptr ? next : next + c * 4;
     switch ((rows.stride - c) / 16) {
-        case 1: weigh_values<N, 1>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c); break;
-        case 2: weigh_values<N, 2>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c); break;
-        case 3: weigh_values<N, 3>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c); break;
-        default: break;
+        case 1:
+            weigh_values<N, 1>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c);
+            break;
+        case 2:
+            weigh_values<N, 2>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c);
+            break;
+        case 3:
+            weigh_values<N, 3>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c);
+            break;
+        default:
+            break;
     }
 }
 
@@ -206,14 +230,16 @@ static void attend_tile(const Rows& rows, int64_t row, const PairPage& page, int
     alignas(64) uint16_t folded[TILE * 256];
     if (page.key_scales != nullptr) {
         for (int i = 0; i < N; ++i)
-            tile.lows[i] = fold_query(rows.q + (row + i) * rows.stride, page, rows.head_width, folded + i * rows.stride);
+            tile.lows[i] =
+                fold_query(rows.q + (row + i) * rows.stride, page, rows.head_width, folded + i * rows.stride);
         q = reinterpret_cast<const uint32_t*>(folded);
     }
     const uint8_t* next = is_first ? page.next : nullptr;
     score_rows<N>(q, rows.stride / 2, page.keys, rows.head_width / 2, next, tile);
+    const bool sees_all =
+        rows.first[row + N - 1] <= first_position && rows.last[row] - first_position >= PAGE_SLOTS - 1;
     for (int i = 0; i < N; ++i)
-        tile.peaks[i] = finish_scores(rows, row + i, first_position, page.key_scales == nullptr ? 0.0f : tile.lows[i],
-                                      tile.scores[i]);
+        tile.peaks[i] = finish_scores(rows, row + i, page, first_position, sees_all, tile.lows[i], tile.scores[i]);
     shrink_rows(N, rows.maxima + row, tile);
     for (int i = 0; i < N; ++i) weights_of_row(page, i, rows.sums + (row + i) * 16, tile);
     const uint8_t* next_values = next == nullptr ? nullptr : next + rows.head_width * PAGE_SLOTS * 2;
@@ -241,8 +267,7 @@ static PairPage pair_page(const Rows& rows, const Page& page) {
     }
     for (int64_t i = 0; i < num_values; i += 32) {
         const __m128i* at = reinterpret_cast<const __m128i*>(codes.values + i);
-        widen(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)), _mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1)),
-              values + i / 2);
+        widen(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)), _mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1)), values + i / 2);
     }
     return {keys, values, codes.key_scales, codes.key_lows, codes.value_scales, nullptr};
 }
@@ -261,12 +286,24 @@ static void attend_page_in_bf16(const Rows& rows, const Page& page) {
             attend_rows(rows, row, pairs, page.first_position, num_value_pairs, is_first);
         };
         switch (end - row) {
-            case 1: tile(attend_tile<1>); break;
-            case 2: tile(attend_tile<2>); break;
-            case 3: tile(attend_tile<3>); break;
-            case 4: tile(attend_tile<4>); break;
-            case 5: tile(attend_tile<5>); break;
-            default: tile(attend_tile<6>); break;
+            case 1:
+                tile(attend_tile<1>);
+                break;
+            case 2:
+                tile(attend_tile<2>);
+                break;
+            case 3:
+                tile(attend_tile<3>);
+                break;
+            case 4:
+                tile(attend_tile<4>);
+                break;
+            case 5:
+                tile(attend_tile<5>);
+                break;
+            default:
+                tile(attend_tile<6>);
+                break;
         }
         is_first = false;
     }

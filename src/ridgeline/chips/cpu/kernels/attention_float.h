@@ -1,8 +1,8 @@
 // The products of attention in float, for any format of keys and values. Included by attention_rows.h.
 #pragma once
 
-#include "attention_store.h"
 #include "attention_state.h"
+#include "attention_store.h"
 
 namespace ridgeline::RIDGELINE_ISA {
 

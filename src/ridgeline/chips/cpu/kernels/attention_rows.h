@@ -1,5 +1,5 @@
-// The text of attention, compiled once for each instruction set (see vector.h). With RIDGELINE_BF16 defined, products of
-// bf16 and int8 keys and values run on the processor's bfloat16 instructions, else in float.
+// The text of attention, compiled once for each instruction set (see vector.h). With RIDGELINE_BF16 defined, products
+// of bf16 and int8 keys and values run on the processor's bfloat16 instructions, else in float.
 #pragma once
 
 #include "attention_float.h"

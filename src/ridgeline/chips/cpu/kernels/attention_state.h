@@ -12,17 +12,17 @@ constexpr float LOG2_E = 1.44269504f;
 struct Rows {
     int64_t count, head_width, stride;
     float scale, softcap;
-    float* q;            // [row][stride]
-    uint16_t* q_bf16;    // [row][stride]
-    float* weighted;     // [row][stride], of the span that is being walked
-    float* total;        // [row][stride], of the spans before it
-    float* maxima;       // [row], in powers of two
-    float* sums;         // [row][16]
+    float* q;          // [row][stride]
+    uint16_t* q_bf16;  // [row][stride]
+    float* weighted;   // [row][stride], of the span that is being walked
+    float* total;      // [row][stride], of the spans before it
+    float* maxima;     // [row], in powers of two
+    float* sums;       // [row][16]
     float* total_maxima;
     float* total_sums;
-    int32_t* first;      // [row] first position that is seen
-    int32_t* last;       // [row] the row's own position
-    uint8_t* page;       // room for a dequantised page
+    int32_t* first;  // [row] first position that is seen
+    int32_t* last;   // [row] the row's own position
+    uint8_t* page;   // room for a dequantised page
 };
 
 struct Page {

@@ -48,39 +48,65 @@ RIDGELINE_INLINE Codes codes_of(const uint8_t* block, int64_t head_width) {
             scales + 2 * head_width};
 }
 
+// Two bfloat16 values that lie side by side, for LANES of them.
+struct Pairs {
+    Floats first, second;
+};
+
+RIDGELINE_INLINE Pairs load_pairs(const uint16_t* p) {
+    Ints words;
+    std::memcpy(&words, p, sizeof words);
+    return {from_bits(words << 16), from_bits(words & static_cast<int32_t>(0xffff0000))};
+}
+
+// Codes of pairs, each in a byte.
+RIDGELINE_INLINE void store_codes(uint8_t* p, Floats first, Floats second, float least, float most) {
+    const Ints low = __builtin_convertvector(clamped(rounded(first), least, most), Ints) & 0xff;
+    const Ints high = __builtin_convertvector(clamped(rounded(second), least, most), Ints) & 0xff;
+    const Shorts pairs = __builtin_convertvector(low | high << 8, Shorts);
+    std::memcpy(p, &pairs, sizeof pairs);
+}
+
 static void quantise_keys(int64_t head_width, const uint16_t* keys, uint8_t* codes, float* scales, float* lows) {
-    for (int64_t c = 0; c < head_width; ++c) {
-        const int64_t first = c / 2 * 2 * PAGE_SLOTS + c % 2;
-        float low = from_bf16(keys[first]), high = low;
-        for (int64_t slot = 1; slot < PAGE_SLOTS; ++slot) {
-            const float key = from_bf16(keys[first + slot * 2]);
-            low = key < low ? key : low;
-            high = key > high ? key : high;
+    for (int64_t c = 0; c < head_width; c += 2, keys += 2 * PAGE_SLOTS, codes += 2 * PAGE_SLOTS) {
+        Pairs low = load_pairs(keys), high = low;
+        for (int64_t slot = LANES; slot < PAGE_SLOTS; slot += LANES) {
+            const Pairs key = load_pairs(keys + slot * 2);
+            low = {-maximum(-low.first, -key.first), -maximum(-low.second, -key.second)};
+            high = {maximum(high.first, key.first), maximum(high.second, key.second)};
         }
-        const float span = high - low, inverse = span > 0 ? 255.0f / span : 0.0f;
+        lows[c] = smallest(low.first);
+        lows[c + 1] = smallest(low.second);
+        const float span = largest(high.first) - lows[c], next_span = largest(high.second) - lows[c + 1];
         scales[c] = span / 255.0f;
-        lows[c] = low;
-        for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot) {
-            const float code = std::nearbyint((from_bf16(keys[first + slot * 2]) - low) * inverse);
-            codes[first + slot * 2] = static_cast<uint8_t>(code < 0 ? 0 : code > 255 ? 255 : code);
+        scales[c + 1] = next_span / 255.0f;
+        const float inverse = span > 0 ? 255.0f / span : 0.0f, next_inverse = next_span > 0 ? 255.0f / next_span : 0.0f;
+        for (int64_t slot = 0; slot < PAGE_SLOTS; slot += LANES) {
+            const Pairs key = load_pairs(keys + slot * 2);
+            store_codes(codes + slot * 2, (key.first - lows[c]) * inverse, (key.second - lows[c + 1]) * next_inverse,
+                        0.0f, 255.0f);
         }
     }
 }
 
+// Values are padded to whole vectors with zeros.
 static void quantise_values(int64_t head_width, const uint16_t* values, int8_t* codes, float* scales) {
     const int64_t stride = value_stride(head_width);
-    for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot) {
-        const int64_t first = slot / 2 * 2 * stride + slot % 2;
-        float peak = 0.0f;
-        for (int64_t c = 0; c < head_width; ++c) {
-            const float size = std::fabs(from_bf16(values[first + c * 2]));
-            peak = size > peak ? size : peak;
+    for (int64_t slot = 0; slot < PAGE_SLOTS; slot += 2, values += 2 * stride, codes += 2 * stride) {
+        Pairs peak = {};
+        for (int64_t c = 0; c < stride; c += LANES) {
+            const Pairs value = load_pairs(values + c * 2);
+            peak.first = maximum(peak.first, magnitude_of(value.first));
+            peak.second = maximum(peak.second, magnitude_of(value.second));
         }
-        const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-        scales[slot] = peak / 127.0f;
-        for (int64_t c = 0; c < stride; ++c) {
-            const float code = c < head_width ? std::nearbyint(from_bf16(values[first + c * 2]) * inverse) : 0.0f;
-            codes[first + c * 2] = static_cast<int8_t>(code < -127 ? -127 : code > 127 ? 127 : code);
+        const float first = largest(peak.first), second = largest(peak.second);
+        scales[slot] = first / 127.0f;
+        scales[slot + 1] = second / 127.0f;
+        const float inverse = first > 0 ? 127.0f / first : 0.0f, next_inverse = second > 0 ? 127.0f / second : 0.0f;
+        for (int64_t c = 0; c < stride; c += LANES) {
+            const Pairs value = load_pairs(values + c * 2);
+            store_codes(reinterpret_cast<uint8_t*>(codes) + c * 2, value.first * inverse, value.second * next_inverse,
+                        -127.0f, 127.0f);
         }
     }
 }

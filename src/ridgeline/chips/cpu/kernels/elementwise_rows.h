@@ -108,7 +108,7 @@ static void rope(const float* x, const float* angles, int64_t num_heads, int64_t
     }
 }
 
-extern const ElementwiseKernels ELEMENTWISE = {rms_norm, add, multiply, scale, activate, activate_multiply, softcap,
-                                               rope};
+extern const ElementwiseKernels ELEMENTWISE = {rms_norm,          add,     multiply, scale, activate,
+                                               activate_multiply, softcap, rope};
 
 }  // namespace ridgeline::RIDGELINE_ISA

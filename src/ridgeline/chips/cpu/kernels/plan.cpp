@@ -12,10 +12,14 @@ namespace {
 
 // Tiles are handed out in pairs, as matmul takes them.
 constexpr int64_t TILE_UNIT = 2;
-// This part of the tiles of a product is shared out at the end to whichever thread is free.
-constexpr int64_t SHARED_PART = 6;
-// Floats of a strip of gate (and of up) that a thread keeps in its second-level cache.
-constexpr int64_t STRIP_FLOATS = 32 * 1024;
+// With few rows, this part of a product's tiles is handed out at the end to whichever thread is free, and the rest are
+// ranges that are read without a break. With many rows a tile takes long, and all are handed out as threads come.
+constexpr int64_t SHARED_PART = 5;
+constexpr int64_t MANY_ROWS = 32;
+// Rows that matmul takes at a time, and floats of a strip of gate (and of up) for so many: they stay in a thread's
+// second-level cache beside the rows.
+constexpr int64_t STRIP_ROWS = 192;
+constexpr int64_t STRIP_FLOATS = STRIP_ROWS * 10 * TILE_ROWS;
 // Most memory for partial results of attention; a step that would need more is not split by spans.
 constexpr int64_t MOST_PARTIAL_BYTES = 64 << 20;
 
@@ -35,7 +39,7 @@ Plan::Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLi
       attention_(attention_kernels()),
       arena_(static_cast<size_t>(arena_bytes)),
       counters_(new Counter[records_.size()]) {
-    int64_t own_bytes = 0, norm_floats = 0, attend_bytes = 0, staged_bytes = 0, partial_bytes = 0;
+    int64_t own_bytes = 0, norm_floats = 0, attend_bytes = 0, staged_bytes = 0, partial_bytes = 0, strip_bytes = 0;
     for (const Record& record : records_) {
         for (const PreparedPlace& place : record.prepared) {
             if (record.op != Op::Prepare) continue;
@@ -43,7 +47,7 @@ Plan::Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLi
             own_bytes = std::max(own_bytes, place.own_offset_bytes + bytes);
             norm_floats = std::max(norm_floats, record.width);
         }
-        if (record.op == Op::Gated) strip_floats_ = std::max(STRIP_FLOATS, TILE_UNIT * TILE_ROWS * limits.max_tokens);
+        if (record.op == Op::Gated) strip_bytes = 2 * STRIP_FLOATS * 4;
         const KvLayer& layer = record.layer;
         if (record.op == Op::StoreCodes) {
             const int64_t bytes = plain_block_bytes(false, layer.head_width);
@@ -56,7 +60,7 @@ Plan::Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLi
     }
     own_prepared_offset_ = rounded_up(norm_floats * 4, 64);
     strip_offset_ = own_prepared_offset_ + rounded_up(own_bytes, 64);
-    attend_offset_ = strip_offset_ + rounded_up(2 * strip_floats_ * 4, 64);
+    attend_offset_ = strip_offset_ + strip_bytes;
     scratch_bytes_ = rounded_up(attend_offset_ + attend_bytes, 4096);
     scratch_ = Memory(static_cast<size_t>(scratch_bytes_ * pool_->num_threads()));
     partials_ = Memory(static_cast<size_t>(partial_bytes > 0 ? MOST_PARTIAL_BYTES : 0));
@@ -74,24 +78,36 @@ void Plan::set_timing(bool is_on) {
 
 int64_t Plan::num_rows(StepArray rows) const {
     switch (rows) {
-        case StepArray::QueryStarts: return step_.num_sequences + 1;
+        case StepArray::QueryStarts:
+            return step_.num_sequences + 1;
         case StepArray::ContextLengths:
-        case StepArray::Places: return step_.num_sequences;
-        case StepArray::LogitRows: return step_.num_logit_rows;
-        default: return step_.num_tokens;
+        case StepArray::Places:
+            return step_.num_sequences;
+        case StepArray::LogitRows:
+            return step_.num_logit_rows;
+        default:
+            return step_.num_tokens;
     }
 }
 
 const int32_t* Plan::indices(StepArray array) const {
     switch (array) {
-        case StepArray::TokenIds: return step_.token_ids;
-        case StepArray::Positions: return step_.positions;
-        case StepArray::Slots: return step_.slots;
-        case StepArray::Sequences: return step_.sequences;
-        case StepArray::QueryStarts: return step_.query_starts;
-        case StepArray::ContextLengths: return step_.context_lengths;
-        case StepArray::Places: return step_.places;
-        case StepArray::LogitRows: return step_.logit_rows;
+        case StepArray::TokenIds:
+            return step_.token_ids;
+        case StepArray::Positions:
+            return step_.positions;
+        case StepArray::Slots:
+            return step_.slots;
+        case StepArray::Sequences:
+            return step_.sequences;
+        case StepArray::QueryStarts:
+            return step_.query_starts;
+        case StepArray::ContextLengths:
+            return step_.context_lengths;
+        case StepArray::Places:
+            return step_.places;
+        case StepArray::LogitRows:
+            return step_.logit_rows;
     }
     return nullptr;
 }
@@ -230,11 +246,16 @@ void Plan::work(int thread) {
 
 void Plan::execute(size_t index, const Record& record, int thread) {
     switch (record.op) {
-        case Op::Linears: return linears(index, record, thread);
-        case Op::Gated: return gated(index, record, thread);
-        case Op::Attend: return attend(index, record, thread);
-        case Op::StoreCodes: return store_codes(record, thread);
-        default: break;
+        case Op::Linears:
+            return linears(index, record, thread);
+        case Op::Gated:
+            return gated(index, record, thread);
+        case Op::Attend:
+            return attend(index, record, thread);
+        case Op::StoreCodes:
+            return store_codes(record, thread);
+        default:
+            break;
     }
     const int64_t rows = num_rows(record.rows);
     if (record.op == Op::Prepare && repeats(record)) return prepare(record, 0, rows, thread, true);
@@ -245,18 +266,23 @@ void Plan::execute(size_t index, const Record& record, int thread) {
 // ---- products ----
 
 template <class Body>
-void Plan::share_tiles(size_t index, int64_t count, int64_t most_at_once, int thread, Body body) {
+void Plan::share_tiles(size_t index, int64_t count, int64_t rows, int64_t most_at_once, int thread, Body body) {
     const int num_threads = pool_->num_threads();
-    const int64_t shared = num_threads == 1 ? 0 : rounded_up(count / SHARED_PART, TILE_UNIT);
+    const int64_t part = rounded_up(count / SHARED_PART, TILE_UNIT);
+    const int64_t shared = num_threads == 1 ? 0 : rows > MANY_ROWS ? count : part;
     const int64_t fixed = count - shared;
     const Range range = static_range(fixed, TILE_UNIT, thread, num_threads);
     for (int64_t begin = range.begin; begin < range.end; begin += most_at_once)
         body(begin, std::min(range.end, begin + most_at_once));
-    const int64_t step = std::min(most_at_once, std::max(TILE_UNIT, shared / (4 * num_threads) / TILE_UNIT * TILE_UNIT));
-    for (;;) {
-        const int64_t begin = fixed + counters_[index].next.fetch_add(step, std::memory_order_relaxed);
-        if (begin >= count) return;
-        body(begin, std::min(count, begin + step));
+    // Pieces get smaller towards the end, so that the threads end together.
+    std::atomic<int64_t>& next = counters_[index].next;
+    int64_t taken = next.load(std::memory_order_relaxed);
+    while (taken < shared) {
+        const int64_t fair = (shared - taken) / (3 * num_threads) / TILE_UNIT * TILE_UNIT;
+        const int64_t piece = std::min(most_at_once, std::max(TILE_UNIT, fair));
+        if (!next.compare_exchange_weak(taken, taken + piece, std::memory_order_relaxed)) continue;
+        body(fixed + taken, std::min(count, fixed + taken + piece));
+        taken = next.load(std::memory_order_relaxed);
     }
 }
 
@@ -271,7 +297,7 @@ void Plan::linears(size_t index, const Record& record, int thread) {
     const bool is_own = index > 0 && repeats(records_[index - 1]);
     int64_t count = 0;
     for (const Part& part : record.parts) count += rounded_up(num_tiles(part.matrix), TILE_UNIT);
-    share_tiles(index, count, count, thread, [&](int64_t begin, int64_t end) {
+    share_tiles(index, count, rows, count, thread, [&](int64_t begin, int64_t end) {
         int64_t first = 0;
         for (const Part& part : record.parts) {
             const int64_t tiles = num_tiles(part.matrix), next = first + rounded_up(tiles, TILE_UNIT);
@@ -290,16 +316,22 @@ void Plan::gated(size_t index, const Record& record, int thread) {
     const bool is_own = index > 0 && repeats(records_[index - 1]);
     const Part &gate = record.parts[0], &up = record.parts[1];
     float* gate_strip = reinterpret_cast<float*>(scratch(thread) + strip_offset_);
-    float* up_strip = gate_strip + strip_floats_;
-    const int64_t fit = strip_floats_ / (rows * TILE_ROWS) / TILE_UNIT * TILE_UNIT;
-    share_tiles(index, num_tiles(gate.matrix), std::max(fit, TILE_UNIT), thread, [&](int64_t begin, int64_t end) {
+    float* up_strip = gate_strip + STRIP_FLOATS;
+    const int64_t fit = STRIP_FLOATS / (std::min(rows, STRIP_ROWS) * TILE_ROWS) / TILE_UNIT * TILE_UNIT;
+    share_tiles(index, num_tiles(gate.matrix), rows, fit, thread, [&](int64_t begin, int64_t end) {
         const int64_t first = begin * TILE_ROWS, width = std::min(end * TILE_ROWS, gate.matrix.rows) - first;
         const int64_t stride = (end - begin) * TILE_ROWS;
-        // matmul writes column f at y + f: the strips begin at the column `first`.
-        matmul(gate.matrix, prepared(gate, is_own, thread), rows, gate_strip - first, stride, {}, begin, end);
-        matmul(up.matrix, prepared(up, is_own, thread), rows, up_strip - first, stride, {}, begin, end);
-        for (int64_t t = 0; t < rows; ++t)
-            write_gated(record, t, gate_strip + t * stride, up_strip + t * stride, first, width);
+        for (int64_t t = 0; t < rows; t += STRIP_ROWS) {
+            const int64_t count = std::min(STRIP_ROWS, rows - t);
+            // matmul writes column f at y + f: the strips begin at the column `first`.
+            for (const auto& [part, strip] : {std::pair{&gate, gate_strip}, std::pair{&up, up_strip}}) {
+                const int64_t row_bytes = activation_row_bytes(part->prepared.kind, part->matrix.width);
+                matmul(part->matrix, prepared(*part, is_own, thread) + t * row_bytes, count, strip - first, stride, {},
+                       begin, end);
+            }
+            for (int64_t i = 0; i < count; ++i)
+                write_gated(record, t + i, gate_strip + i * stride, up_strip + i * stride, first, width);
+        }
     });
 }
 
@@ -314,8 +346,8 @@ void Plan::write_gated(const Record& record, int64_t row_index, float* gate, con
     elementwise_.activate_multiply(gate, up, record.activation, width, gate);
     for (const PreparedPlace& place : record.prepared) {
         const auto row_bytes = static_cast<int64_t>(activation_row_bytes(place.kind, record.width));
-        uint8_t* out = arena_.data() + place.offset_bytes + row_index * row_bytes +
-                       activation_offset_bytes(place.kind, first);
+        uint8_t* out =
+            arena_.data() + place.offset_bytes + row_index * row_bytes + activation_offset_bytes(place.kind, first);
         prepare_activations(place.kind, gate, 0, 1, width, out, 0, 1);
     }
 }

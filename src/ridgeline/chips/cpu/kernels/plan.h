@@ -22,14 +22,34 @@
 namespace ridgeline {
 
 enum class Op : int32_t {
-    Embed, Add, Multiply, Scale, RmsNorm, Activate, Softcap, Angles, Rope, TakeRows,  // row by row
-    Prepare, StoreKv,                                                                 // row by row
-    StoreCodes, Linears, Gated, Attend,                                               // shared out their own way
+    Embed,
+    Add,
+    Multiply,
+    Scale,
+    RmsNorm,
+    Activate,
+    Softcap,
+    Angles,
+    Rope,
+    TakeRows,  // row by row
+    Prepare,
+    StoreKv,  // row by row
+    StoreCodes,
+    Linears,
+    Gated,
+    Attend,  // shared out their own way
 };
 
 // Which arrays of a step count the rows of a value, or hold indices.
 enum class StepArray : int32_t {
-    TokenIds, Positions, Slots, Sequences, QueryStarts, ContextLengths, Places, LogitRows,
+    TokenIds,
+    Positions,
+    Slots,
+    Sequences,
+    QueryStarts,
+    ContextLengths,
+    Places,
+    LogitRows,
 };
 
 // A value's place: floats from the start of the arena, and from one row to the next.
@@ -129,7 +149,7 @@ class Plan {
     float* row(const Place& place, int64_t index) const { return floats(place.offset + index * place.stride); }
     uint8_t* scratch(int thread) const { return scratch_.data() + thread * scratch_bytes_; }
     template <class Body>
-    void share_tiles(size_t index, int64_t count, int64_t most_at_once, int thread, Body body);
+    void share_tiles(size_t index, int64_t count, int64_t rows, int64_t most_at_once, int thread, Body body);
 
     // Up to this many rows, preparing them once more in each thread costs less than waiting for another thread.
     static constexpr int64_t REPEATED_ROWS = 2;
@@ -140,13 +160,13 @@ class Plan {
     const ElementwiseKernels& elementwise_;
     const AttentionKernels& attention_;
     Memory arena_, scratch_, partials_, staged_;
-    int64_t scratch_bytes_ = 0, own_prepared_offset_ = 0, strip_offset_ = 0, strip_floats_ = 0, attend_offset_ = 0;
+    int64_t scratch_bytes_ = 0, own_prepared_offset_ = 0, strip_offset_ = 0, attend_offset_ = 0;
     std::unique_ptr<Counter[]> counters_;
 
     StepView step_;
     std::vector<QueryBlock> blocks_;
     std::vector<Piece> pieces_;
-    std::vector<int32_t> first_piece_;  // per block
+    std::vector<int32_t> first_piece_;   // per block
     std::vector<int32_t> first_staged_;  // per sequence
     bool is_split_ = false;
 

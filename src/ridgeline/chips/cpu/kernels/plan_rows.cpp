@@ -18,7 +18,8 @@ void norm_row(const ElementwiseKernels& kernels, const Record& record, const flo
 
 void Plan::execute_rows(const Record& record, int64_t begin, int64_t end, int thread) {
     switch (record.op) {
-        case Op::Prepare: return prepare(record, begin, end, thread, false);
+        case Op::Prepare:
+            return prepare(record, begin, end, thread, false);
         case Op::StoreKv:
             return store_tokens(attention_, record.layer, step_, row(record.x, 0), record.x.stride, row(record.y, 0),
                                 record.y.stride, begin, end);
@@ -26,19 +27,32 @@ void Plan::execute_rows(const Record& record, int64_t begin, int64_t end, int th
             unpack_rows(record.table, indices(record.index) + begin, end - begin, row(record.out, begin),
                         record.out.stride);
             return;
-        default: break;
+        default:
+            break;
     }
     const ElementwiseKernels& kernels = elementwise_;
     for (int64_t i = begin; i < end; ++i) {
         float* out = row(record.out, i);
         const float *x = row(record.x, i), *y = row(record.y, i);
         switch (record.op) {
-            case Op::Add: kernels.add(x, y, record.width, out); break;
-            case Op::Multiply: kernels.multiply(x, y, record.width, out); break;
-            case Op::Scale: kernels.scale(x, record.factor, record.width, out); break;
-            case Op::RmsNorm: norm_row(kernels, record, x, out); break;
-            case Op::Activate: kernels.activate(x, record.activation, record.width, out); break;
-            case Op::Softcap: kernels.softcap(x, record.factor, record.width, out); break;
+            case Op::Add:
+                kernels.add(x, y, record.width, out);
+                break;
+            case Op::Multiply:
+                kernels.multiply(x, y, record.width, out);
+                break;
+            case Op::Scale:
+                kernels.scale(x, record.factor, record.width, out);
+                break;
+            case Op::RmsNorm:
+                norm_row(kernels, record, x, out);
+                break;
+            case Op::Activate:
+                kernels.activate(x, record.activation, record.width, out);
+                break;
+            case Op::Softcap:
+                kernels.softcap(x, record.factor, record.width, out);
+                break;
             case Op::Angles:
                 angles_of(indices(record.index)[i], record.vector, record.width / 2, record.factor, out);
                 break;
@@ -49,7 +63,8 @@ void Plan::execute_rows(const Record& record, int64_t begin, int64_t end, int th
                 x = row(record.x, indices(record.index)[i]);
                 for (int64_t c = 0; c < record.width; ++c) out[c] = x[c];
                 break;
-            default: break;
+            default:
+                break;
         }
     }
 }

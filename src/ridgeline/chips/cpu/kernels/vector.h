@@ -26,6 +26,7 @@ constexpr int LANES = 4;
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Shorts __attribute__((vector_size(LANES * 2)));
 
 RIDGELINE_INLINE Floats load(const float* p) {
     Floats v;
@@ -74,12 +75,22 @@ RIDGELINE_INLINE float largest(Floats v) {
     return lanes[0];
 }
 
+// Keeps the product that x may be from being made one operation with the sum that follows.
+RIDGELINE_INLINE void keep_apart(Floats& x) {
+#if defined(__x86_64__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+}
+
 // Rounds to a whole number; |x| is below 2^22.
 RIDGELINE_INLINE Floats rounded(Floats x) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
     const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: no bits are left behind the point
+    keep_apart(x);
     return (x + magic) - magic;
 #endif
 }
@@ -104,6 +115,8 @@ RIDGELINE_INLINE Floats clamped(Floats x, float low, float high) {
     return select(x < broadcast(low), broadcast(low), select(x > broadcast(high), broadcast(high), x));
 #endif
 }
+
+RIDGELINE_INLINE float smallest(Floats v) { return -largest(-v); }
 
 // 2^x to about 2e-7 relative; exactly 1 at 0, exactly 0 below -126 (and at minus infinity), infinity from 128 on.
 // The polynomial is the Taylor series of 2^r on |r| <= 1/2.
