@@ -8,12 +8,13 @@ import pytest
 
 from ridgeline.chips.published import published_chip
 from ridgeline.chips.registry import CHIPS, open_chip
-from ridgeline.engine.open import open_engine, step_cost
+from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
 from ridgeline.engine.sizes import choose_limits, choose_pages, in_words
 from ridgeline.errors import CapacityError, UserError
 from ridgeline.model.load import plan_model
 from ridgeline.ops.chip import ChipFacts
+from ridgeline.ops.cost import ANY_TOKENS, TOKENS, CostTerm, StepCost
 from ridgeline.weights.open import open_checkpoint
 from tests.tiny_models import write_tiny_gguf
 
@@ -79,22 +80,29 @@ def test_bytes_in_words() -> None:
     ]  # fmt: skip
 
 
-def test_the_largest_step_follows_the_roofline(tiny) -> None:
-    cost = step_cost(plan_model(open_checkpoint(tiny)), "bf16")
+def test_the_largest_step_follows_the_roofline() -> None:
+    """A model of a billion weights, a byte each: moved once a step, two operations for each token."""
+    weights = 1_000_000_000
+    linear = CostTerm(
+        kind="linear", format_name="BF16", operations=((TOKENS, 2 * weights),), bytes=((ANY_TOKENS, weights),)
+    )
+    cost = StepCost(windows=(), terms=(linear,))
     slow = ChipFacts(
         name="slow",
         description="",
         memory_bytes=1,
-        bandwidth_bytes_per_second=1e9,
-        operations_per_second={"fp32": 1e9},
+        bandwidth_bytes_per_second=2e10,
+        operations_per_second={"fp32": 1e12},
         source="none",
     )
     fast = published_chip("h100").facts()
     assert choose_limits(cost, slow, 2048).max_tokens == 512
     assert choose_limits(cost, fast, 2048).max_tokens == 8192
-    assert choose_limits(cost, replace(slow, bandwidth_bytes_per_second=1e6), 2048).max_sequences > 16
+    assert choose_limits(cost, fast, 2048).max_sequences == 256
+    far = replace(slow, bandwidth_bytes_per_second=1e10)
+    assert choose_limits(cost, far, 2048).max_sequences == 64, "50 tokens of arithmetic take as long as the weights"
     limits = choose_limits(cost, slow, 2048)
-    assert limits.max_tokens > limits.max_sequences == limits.max_logit_rows == 16
+    assert limits.max_tokens > limits.max_sequences == limits.max_logit_rows == 32
 
 
 def test_opened_with_nothing_said(tiny) -> None:
@@ -103,7 +111,7 @@ def test_opened_with_nothing_said(tiny) -> None:
     model = engine.model
     assert (model.name, model.family, model.format_name) == ("tiny", "llama", "F32")
     assert model.context_tokens == 2048 and model.vocabulary_size == 304
-    assert model.num_pages * model.page_slots >= 16 * 2048
+    assert model.num_pages * model.page_slots >= 32 * 2048
     assert notices == []
     engine.close()
 

@@ -13,7 +13,7 @@ from ridgeline.ops.cost import StepCost
 from ridgeline.ops.step import PAGE_SLOTS, SpanShape, StepLimits, StepShape
 from ridgeline.schedule.sequence import pages_for
 
-MIN_SEQUENCES, MAX_SEQUENCES = 16, 256
+MIN_SEQUENCES, MAX_SEQUENCES = 32, 256
 """The fewest, because waiting for one another costs users more than a slower step; the most, because beyond it no chip
 gains and each place costs logits."""
 TYPICAL_CONTEXT_TOKENS = 512

@@ -17,6 +17,10 @@ import numpy.typing as npt
 Scores = npt.NDArray[np.float64]
 TokenIds = npt.NDArray[np.int64]
 NEVER = -np.inf
+FEW_CANDIDATES, CANDIDATES_GROWTH = 512, 8
+"""How many of the largest weights the nucleus is looked for in at first, and by how much more each time."""
+PICK_BLOCK = 512
+"""About the square root of a large vocabulary, so that both scans are short."""
 
 
 def allow_only(scores_V: Scores, token_ids: Sequence[int]) -> None:
@@ -77,12 +81,36 @@ def largest(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp
 def nucleus(weights: Scores, top_p: float) -> npt.NDArray[np.intp]:
     """The indices of the smallest set of largest weights that reaches the share `top_p`, rising; at least one.
 
+    Only as many of the largest weights are sorted as are needed, which is few unless the distribution is flat.
+
     Source: The curious case of neural text degeneration, arXiv 1904.09751, section 3.1.
     """
-    total = float(np.cumsum(weights)[-1])
-    # Weights that together cannot reach the share outside of the nucleus are never in it, and need not be sorted.
-    candidates = np.flatnonzero(weights >= (1.0 - top_p) * total / len(weights))
-    order = candidates[np.argsort(-weights[candidates], kind="stable")]
-    before = np.cumsum(weights[order]) - weights[order]
-    num_kept = max(1, int(np.searchsorted(before, top_p * total)))
-    return np.sort(order[:num_kept])
+    bound = top_p * float(weights.sum())
+    num_candidates = FEW_CANDIDATES
+    while True:
+        candidates = largest(weights, num_candidates)
+        order = candidates[np.argsort(-weights[candidates], kind="stable")]
+        reached = np.cumsum(weights[order])
+        if reached[-1] >= bound or num_candidates >= len(weights):
+            # A weight belongs to the set if those before it do not reach the share.
+            return np.sort(order[: 1 + int(np.searchsorted(reached[:-1], bound))])
+        num_candidates *= CANDIDATES_GROWTH
+
+
+def pick(weights: Scores, number: float) -> int:
+    """The index at which the running sum of the weights passes `number` (in [0, 1)) of their sum.
+
+    Sums over blocks first, then within one block: two short scans in one order instead of a long one.
+    """
+    num_blocks = max(1, len(weights) // PICK_BLOCK)
+    starts = np.arange(num_blocks) * PICK_BLOCK
+    sums = np.cumsum(np.add.reduceat(weights, starts))
+    target = number * float(sums[-1])
+    # The product may round up to the sum itself: then the last block, and token, that adds to it is meant.
+    block = min(int(np.searchsorted(sums, target, side="right")), int(np.searchsorted(sums, sums[-1])))
+    start = int(starts[block])
+    end = len(weights) if block == num_blocks - 1 else start + PICK_BLOCK
+    before = float(sums[block - 1]) if block else 0.0
+    inside = np.cumsum(weights[start:end])
+    index = int(np.searchsorted(inside, target - before, side="right"))
+    return start + min(index, int(np.searchsorted(inside, inside[-1])))

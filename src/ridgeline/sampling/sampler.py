@@ -108,11 +108,7 @@ class Sampler:
         if sampling.top_p < 1.0:
             kept = processors.nucleus(weights, sampling.top_p)
             token_ids, weights = kept if token_ids is None else token_ids[kept], weights[kept]
-        cumulative = np.cumsum(weights)
-        target = uniform(state.seed, len(state.token_ids)) * float(cumulative[-1])
-        index = int(np.searchsorted(cumulative, target, side="right"))
-        # The product may round up to the sum itself: then the last token that adds to it is meant.
-        index = min(index, int(np.searchsorted(cumulative, cumulative[-1])))
+        index = processors.pick(weights, uniform(state.seed, len(state.token_ids)))
         return index if token_ids is None else int(token_ids[index])
 
 
