@@ -15,8 +15,6 @@ import msgspec
 from ridgeline.errors import ModelFileError
 from ridgeline.text.chat_template import CHATML, ChatTemplate
 from ridgeline.text.compiled import MAX_TOKENS, VERSION
-from ridgeline.text.gguf_tokenizer import spec_of_gguf
-from ridgeline.text.hf_tokenizer import spec_of_tokenizer_json
 from ridgeline.text.spec import TokenizerSpec, padded
 from ridgeline.text.tokenizer import Tokenizer, cached_tokenizer
 
@@ -63,7 +61,7 @@ def open_text(model: ModelFiles, cache_folder: Path | None = None) -> tuple[Toke
     is_gguf = model.kind == "gguf"
 
     def read_spec() -> TokenizerSpec:
-        return padded(spec_of_gguf(model.metadata) if is_gguf else _spec_of_folder(model), _head_rows(model))
+        return padded(_spec_of_gguf(model) if is_gguf else _spec_of_folder(model), _head_rows(model))
 
     if cache_folder is None:
         tokenizer = Tokenizer.from_spec(read_spec())
@@ -103,7 +101,15 @@ def _digest(model: ModelFiles) -> str:
     return digest.hexdigest()[:32]
 
 
+def _spec_of_gguf(model: ModelFiles) -> TokenizerSpec:
+    from ridgeline.text.gguf_tokenizer import spec_of_gguf  # not needed where a compiled vocabulary is at hand
+
+    return spec_of_gguf(model.metadata)
+
+
 def _spec_of_folder(model: ModelFiles) -> TokenizerSpec:
+    from ridgeline.text.hf_tokenizer import spec_of_tokenizer_json
+
     path = model.path / TOKENIZER
     if not path.is_file():
         raise ModelFileError(
