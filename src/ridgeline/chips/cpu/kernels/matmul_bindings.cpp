@@ -2,7 +2,6 @@
 #include "matmul_bindings.h"
 
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/function.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
