@@ -48,7 +48,7 @@ ActivationKind activation_kind(FormatId format);
 // Bytes of one prepared row; a multiple of 64.
 size_t activation_row_bytes(ActivationKind kind, int64_t width);
 // Prepares rows [row_begin, row_end) of x (row stride in floats) into `prepared`. A row's bytes depend on it alone.
-// Prepared rows may be interleaved in blocks internally; callers only index by whole buffers.
+// Prepared rows lie one after another.
 void prepare_activations(ActivationKind kind, const float* x, int64_t x_stride, int64_t num_rows, int64_t width,
                          uint8_t* prepared, int64_t row_begin, int64_t row_end);
 // A prepared row is its groups of 32 values, one after another: here begin those from `column` (a multiple of 32) on,
