@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,12 +96,6 @@ class LLM:
         if unknown:
             _refuse_option(next(iter(unknown)))
         path = resolve_model(model)
-        checkpoint = open_checkpoint(path)
-        try:
-            folder = default_cache_folder() if cache_folder is None else Path(cache_folder)
-            self._tokenizer, self._template = open_text(checkpoint, folder / "text")
-        finally:
-            checkpoint.close()
         settings = EngineSettings(
             model=str(path),
             chip=chip,
@@ -111,7 +106,16 @@ class LLM:
             goal_seconds_per_token=float("inf") if goal_seconds_per_token is None else goal_seconds_per_token,
             cache_folder=cache_folder,
         )
-        self._engine = open_engine(settings, on_notice=warnings.warn, tokenizer=self._tokenizer)
+        folder = default_cache_folder() if cache_folder is None else Path(cache_folder)
+        with ExitStack() as stack:
+            # Opened once for text and weights: walking over a vocabulary takes a tenth of a start.
+            checkpoint = open_checkpoint(path)
+            stack.callback(checkpoint.close)
+            self._tokenizer, self._template = open_text(checkpoint, folder / "text")
+            self._engine = open_engine(
+                settings, on_notice=warnings.warn, checkpoint=checkpoint, tokenizer=self._tokenizer
+            )
+            stack.pop_all()
         self._shared = SharedEngine(self._engine)
         self._numbers = count()
 

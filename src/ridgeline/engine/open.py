@@ -26,6 +26,7 @@ from ridgeline.ops.step import PAGE_SLOTS, StepLimits
 from ridgeline.text.open import open_text
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.cache_folder import default_cache_folder
+from ridgeline.weights.checkpoint import Checkpoint
 from ridgeline.weights.facts import main_format
 from ridgeline.weights.open import open_checkpoint
 
@@ -34,6 +35,7 @@ def open_engine(
     settings: EngineSettings,
     *,
     on_notice: Callable[[str], None] = lambda text: None,
+    checkpoint: Checkpoint | None = None,
     chip: AnyChip | None = None,
     tokenizer: Tokenizer | None = None,
     limits: StepLimits | None = None,
@@ -43,6 +45,7 @@ def open_engine(
     Args:
         settings: what a person says; what is None there is decided here.
         on_notice: is told what a person should know, one line each.
+        checkpoint: the model's files, if someone has them open already; the engine closes them.
         chip: one that is open already, which the engine will close; None: the one that the settings name.
         tokenizer: the model's, if someone has it already.
         limits: the largest step; None: decided from the roofline. For tests and benchmarks.
@@ -52,7 +55,8 @@ def open_engine(
     """
     cache_folder = default_cache_folder() if settings.cache_folder is None else Path(settings.cache_folder)
     with ExitStack() as stack:
-        checkpoint = open_checkpoint(Path(settings.model))
+        if checkpoint is None:
+            checkpoint = open_checkpoint(Path(settings.model))
         stack.callback(checkpoint.close)
         plan = plan_model(checkpoint, context_tokens=settings.context_tokens)
         _check_context(settings, plan)

@@ -34,6 +34,7 @@ class GgufCheckpoint:
         headers = [read_header(file) for file in self._files]
         self._header_sizes_bytes = [header.size_bytes for header in headers]
         self._metadata = headers[0].metadata
+        self._fingerprint = ""
         self._tensors: dict[str, tuple[TensorEntry, MappedFile]] = {}
         for file, header in zip(self._files, headers):
             for name, entry in header.tensors.items():
@@ -92,12 +93,14 @@ class GgufCheckpoint:
             raise ModelFileError(f"{self._path}: there is no tensor {name}") from None
 
     def fingerprint(self) -> str:
-        """A hex digest over the heads, sizes and modification times of the files; reads a few MB."""
-        digest = hashlib.sha256()
-        for file, size_bytes in zip(self._files, self._header_sizes_bytes):
-            digest.update(f"{file.size_bytes} {file.modified_nanoseconds} {size_bytes} ".encode())
-            digest.update(file.data[:size_bytes].data)
-        return digest.hexdigest()
+        """A hex digest over the heads, sizes and modification times of the files; reads a few MB, once."""
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for file, size_bytes in zip(self._files, self._header_sizes_bytes):
+                digest.update(f"{file.size_bytes} {file.modified_nanoseconds} {size_bytes} ".encode())
+                digest.update(file.data[:size_bytes].data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def close(self) -> None:
         """Let go of the files: no tensor can be had any more; those in hand keep the mapping alive."""
