@@ -37,8 +37,9 @@ from ridgeline.quant import formats
 from ridgeline.quant.reference import dequantize
 
 MAGIC = b"RDGPACK\n"
-LAYOUT_VERSION = 4
-"""Raised whenever the bytes of any packed format change."""
+FILE_VERSION = 1
+"""Raised whenever the layout of this file changes; that of the packed formats has a version of its own."""
+LAYOUT_VERSION = f"{FILE_VERSION}.{_native.PACKED_LAYOUT_VERSION}"
 HEADER = struct.Struct("<8sQQ")
 REGION_ALIGNMENT = 4096
 """A region begins on a page of memory, so that tensors do not share one."""
