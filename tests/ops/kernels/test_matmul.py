@@ -7,6 +7,7 @@ they were prepared; how far prepared activations are from the given ones is test
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -189,7 +190,7 @@ def test_bits_do_not_depend_on_the_range_of_tiles(entry: Format) -> None:
             whole = matrix.times(x)
             for cuts in ((0, 1, 2, 3, 10), (0, 4, 7, 10), (0, 9, 10)):
                 parts = np.full_like(whole, np.nan)
-                for begin, end in zip(cuts, cuts[1:], strict=False):
+                for begin, end in pairwise(cuts):
                     matrix.add(x, parts, begin, end, keep=False)
                 np.testing.assert_array_equal(parts, whole, f"{name} {num_rows} {cuts}")
 
