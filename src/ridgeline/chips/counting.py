@@ -43,9 +43,9 @@ __all__ = ["CountedPages", "CountedStep", "CountedWeight", "CountingChip", "Coun
 Rows = Literal["tokens", "logit_rows"]
 
 ACTIVATION_BYTES = 4
-_ACTIVATE_OPERATIONS: dict[Activation, int] = {"silu": 4, "gelu_tanh": 9}
-_ROW_FEATURE = {"tokens": TOKENS, "logit_rows": LOGIT_ROWS}
-_ANY_FEATURE = {"tokens": ANY_TOKENS, "logit_rows": ANY_LOGIT_ROWS}
+_ACTIVATE_OPERATIONS: Mapping[Activation, int] = {"silu": 4, "gelu_tanh": 9}
+_ROW_FEATURE: Mapping[Rows, int] = {"tokens": TOKENS, "logit_rows": LOGIT_ROWS}
+_ANY_FEATURE: Mapping[Rows, int] = {"tokens": ANY_TOKENS, "logit_rows": ANY_LOGIT_ROWS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,8 @@ class ChipFacts:
     source: Literal["measured", "published", "none"]
     kv_formats: tuple[KvFormat, ...] = ("bf16",)
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
-    """Weight format name -> which arithmetic its products run in."""
+    """Weight format name -> which arithmetic its products run in; KV format name -> which attention over it runs in.
+    Fp32 where nothing is said."""
     step_overhead_seconds: float = 0.0
     """What a step costs besides operations and bytes."""
 

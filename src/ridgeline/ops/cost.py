@@ -11,6 +11,7 @@ Source of the model (a time is the longer of moving and computing): Roofline, Wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,7 @@ OpKind = Literal["embed", "linear", "attend", "store_kv", "elementwise"]
 LinearForm = tuple[tuple[int, int], ...]
 """(place of a feature, coefficient), coefficients not zero."""
 
-_WIDER: dict[Arithmetic, tuple[Arithmetic, ...]] = {
+_WIDER: Mapping[Arithmetic, tuple[Arithmetic, ...]] = {
     "int8": ("int8", "bf16", "fp32"),
     "bf16": ("bf16", "fp32"),
     "fp32": ("fp32", "bf16"),

@@ -27,7 +27,7 @@ from ridgeline.ops.chip import ChipFacts, HostStep, KvFormat, PageLayout, StepFu
 from ridgeline.ops.step import PAGE_SLOTS, StepArrays, StepLimits
 from ridgeline.quant.reference import dequantize
 
-KV_TYPES: dict[KvFormat, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+KV_TYPES: Mapping[KvFormat, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class JaxChip:

@@ -21,7 +21,7 @@ from ridgeline.ops.chip import ChipFacts, HostStep, KvFormat, PageLayout, StepFu
 from ridgeline.ops.step import PAGE_SLOTS, StepArrays, StepLimits
 from ridgeline.quant.reference import dequantize
 
-KV_TYPES: dict[KvFormat, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
+KV_TYPES: Mapping[KvFormat, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TorchChip:

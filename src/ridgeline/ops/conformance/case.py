@@ -43,7 +43,7 @@ def tolerance_of(format_name: str) -> float:
     return INTEGER if BY_NAME[format_name].is_quantised else HALF
 
 
-KV_TOLERANCE: dict[KvFormat, float] = {"f32": CLOSE, "bf16": HALF, "int8": INTEGER}
+KV_TOLERANCE: Mapping[KvFormat, float] = {"f32": CLOSE, "bf16": HALF, "int8": INTEGER}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
