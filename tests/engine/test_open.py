@@ -15,6 +15,7 @@ from ridgeline.errors import CapacityError, UserError
 from ridgeline.model.load import plan_model
 from ridgeline.ops.chip import ChipFacts
 from ridgeline.ops.cost import ANY_TOKENS, TOKENS, CostTerm, StepCost
+from ridgeline.ops.step import StepLimits
 from ridgeline.weights.open import open_checkpoint
 from tests.tiny_models import write_tiny_gguf
 
@@ -35,6 +36,7 @@ def pages(**more):
     said = {
         "model_name": "m",
         "weight_bytes": 100 * MEGABYTE,
+        "step_bytes": 0,
         "page_bytes": MEGABYTE,
         "available_bytes": 1000 * MEGABYTE,
         "memory_bytes": None,
@@ -63,7 +65,7 @@ def test_the_context_is_cut_to_what_fits_unless_it_was_asked_for() -> None:
 def test_too_little_memory_is_said_with_what_is_needed() -> None:
     with pytest.raises(CapacityError) as caught:
         pages(available_bytes=50 * MEGABYTE)
-    assert "100.00 MB for its weights" in caught.value.message
+    assert "100.00 MB for its weights, 0 bytes for logits" in caught.value.message
     assert "47.50 MB are available" in caught.value.message
     assert "smaller" in caught.value.hint
     with pytest.raises(CapacityError, match=r"2.00 GB of memory were allowed, but 1.00 GB are available"):
@@ -96,13 +98,16 @@ def test_the_largest_step_follows_the_roofline() -> None:
         source="none",
     )
     fast = published_chip("h100").facts()
-    assert choose_limits(cost, slow, 2048).max_tokens == 512
-    assert choose_limits(cost, fast, 2048).max_tokens == 8192
-    assert choose_limits(cost, fast, 2048).max_sequences == 256
+    assert choose_limits(cost, slow, 2048, 100_000).max_tokens == 512
+    assert choose_limits(cost, fast, 2048, 100_000).max_tokens == 8192
+    assert choose_limits(cost, fast, 2048, 100_000).max_sequences == 256
     far = replace(slow, bandwidth_bytes_per_second=1e10)
-    assert choose_limits(cost, far, 2048).max_sequences == 64, "50 tokens of arithmetic take as long as the weights"
-    limits = choose_limits(cost, slow, 2048)
-    assert limits.max_tokens > limits.max_sequences == limits.max_logit_rows == 32
+    assert choose_limits(cost, far, 2048, 100_000).max_sequences == 64, (
+        "50 tokens of arithmetic take as long as the weights"
+    )
+    limits = choose_limits(cost, slow, 2048, 100_000)
+    assert limits.max_tokens > limits.max_logit_rows > limits.max_sequences == 32
+    assert limits.max_logit_rows == 160, "64 MB of logits"
 
 
 def test_opened_with_nothing_said(tiny) -> None:
@@ -119,7 +124,9 @@ def test_opened_with_nothing_said(tiny) -> None:
 def test_a_context_that_does_not_fit_is_told(tiny) -> None:
     notices: list[str] = []
     weights = plan_model(open_checkpoint(tiny)).weight_bytes
-    engine = open_engine(settings(tiny, memory_bytes=weights + MEGABYTE), on_notice=notices.append)
+    limits = StepLimits(max_tokens=512, max_sequences=8, max_logit_rows=8, max_pages_per_sequence=32)
+    said = settings(tiny, memory_bytes=weights + MEGABYTE)
+    engine = open_engine(said, on_notice=notices.append, limits=limits)
     assert engine.model.context_tokens == engine.model.num_pages * 64 < 2048
     assert len(notices) == 1 and "2048" in notices[0]
     engine.close()

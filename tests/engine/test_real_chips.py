@@ -12,6 +12,7 @@ from ridgeline.chips.registry import open_chip
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
+from ridgeline.engine.sizes import logits_bytes
 from ridgeline.model.load import page_layout, plan_model
 from ridgeline.ops.step import StepLimits
 from ridgeline.quant.formats import BY_NAME
@@ -63,7 +64,8 @@ def opened(folder: Path, case: Case, *, num_pages: int = 64, max_tokens: int = 6
     checkpoint = open_checkpoint(path)
     plan = plan_model(checkpoint, context_tokens=CONTEXT_TOKENS)
     chip = open_chip(case.chip, cache_folder=folder, num_threads=case.num_threads)
-    memory_bytes = plan.weight_bytes + num_pages * chip.page_bytes(page_layout(plan.spec, case.kv_format))
+    logits = logits_bytes(max_sequences, plan.spec.vocabulary_size)
+    memory_bytes = plan.weight_bytes + logits + num_pages * chip.page_bytes(page_layout(plan.spec, case.kv_format))
     checkpoint.close()
     settings = EngineSettings(
         model=str(path),

@@ -17,10 +17,10 @@ from ridgeline.engine.client import EngineModel
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.settings import EngineSettings
-from ridgeline.engine.sizes import choose_limits, choose_pages
+from ridgeline.engine.sizes import choose_limits, choose_pages, logits_bytes
 from ridgeline.errors import UserError
 from ridgeline.model.load import ModelPlan, load_plan, page_layout, plan_model, step_function
-from ridgeline.ops.chip import AnyChip, KvFormat
+from ridgeline.ops.chip import AnyChip, ChipFacts, KvFormat
 from ridgeline.ops.cost import StepCost
 from ridgeline.ops.step import PAGE_SLOTS, StepLimits
 from ridgeline.text.open import open_text
@@ -55,8 +55,7 @@ def open_engine(
     """
     cache_folder = default_cache_folder() if settings.cache_folder is None else Path(settings.cache_folder)
     with ExitStack() as stack:
-        if checkpoint is None:
-            checkpoint = open_checkpoint(Path(settings.model))
+        checkpoint = open_checkpoint(Path(settings.model))
         stack.callback(checkpoint.close)
         plan = plan_model(checkpoint, context_tokens=settings.context_tokens)
         _check_context(settings, plan)
@@ -64,49 +63,21 @@ def open_engine(
             chip = open_chip(settings.chip, cache_folder=cache_folder, num_threads=settings.num_threads)
         stack.callback(chip.close)
         facts = chip.facts()
-        if settings.kv_format not in facts.kv_formats:
-            raise UserError(
-                f"the {chip.name} chip keeps keys and values as {' or '.join(facts.kv_formats)}, "
-                f"not {settings.kv_format}",
-                field="kv_format",
-            )
-        layout = page_layout(plan.spec, settings.kv_format)
+        _check_kv_format(settings, facts)
         cost = step_cost(plan, settings.kv_format)
-        wanted = settings.context_tokens
         if limits is None:
-            limits = choose_limits(cost, facts, plan.spec.context_tokens if wanted is None else wanted)
-        name = settings.name or checkpoint.path.stem
-        budget = choose_pages(
-            model_name=name,
-            weight_bytes=plan.weight_bytes,
-            page_bytes=chip.page_bytes(layout),
-            available_bytes=facts.memory_bytes,
-            memory_bytes=settings.memory_bytes,
-            wanted_context_tokens=wanted,
-            model_context_tokens=plan.spec.context_tokens,
-            max_sequences=limits.max_sequences,
-        )
-        if budget.context_tokens < plan.spec.context_tokens and wanted is None:
+            context_tokens = settings.context_tokens or plan.spec.context_tokens
+            limits = choose_limits(cost, facts, context_tokens, plan.spec.vocabulary_size)
+        model = _sized_model(settings, plan, chip, facts, limits, main_format(checkpoint))
+        if model.context_tokens < plan.spec.context_tokens and settings.context_tokens is None:
             on_notice(
-                f"memory holds {budget.context_tokens} tokens, so that is the context; "
+                f"memory holds {model.context_tokens} tokens, so that is the context; "
                 f"the model was made for {plan.spec.context_tokens}"
             )
         text = tokenizer if tokenizer is not None else open_text(checkpoint, cache_folder / "text")[0]
         loaded = load_plan(plan, chip)
-        pages = chip.allocate_pages(layout, budget.num_pages, limits)
+        pages = chip.allocate_pages(page_layout(plan.spec, settings.kv_format), model.num_pages, limits)
         compiled = chip.compile(step_function(loaded), pages, limits)
-        model = EngineModel(
-            name=name,
-            family=plan.spec.family,
-            format_name=main_format(checkpoint),
-            vocabulary_size=plan.spec.vocabulary_size,
-            context_tokens=budget.context_tokens,
-            num_pages=budget.num_pages,
-            page_slots=PAGE_SLOTS,
-            weight_bytes=plan.weight_bytes,
-            kv_format=settings.kv_format,
-            chip=facts.description,
-        )
         for notice in getattr(chip, "notices", ()):
             on_notice(notice)
         return Engine(
@@ -122,6 +93,36 @@ def open_engine(
             # A chip may read weights when they are first used, so the files stay open with the engine.
             on_close=stack.pop_all().close,
         )
+
+
+def _sized_model(
+    settings: EngineSettings, plan: ModelPlan, chip: AnyChip, facts: ChipFacts, limits: StepLimits, format_name: str
+) -> EngineModel:
+    """What the engine will hold, as far as memory allows. Raises CapacityError."""
+    name = settings.name or Path(settings.model).stem
+    budget = choose_pages(
+        model_name=name,
+        weight_bytes=plan.weight_bytes,
+        step_bytes=logits_bytes(limits.max_logit_rows, plan.spec.vocabulary_size),
+        page_bytes=chip.page_bytes(page_layout(plan.spec, settings.kv_format)),
+        available_bytes=facts.memory_bytes,
+        memory_bytes=settings.memory_bytes,
+        wanted_context_tokens=settings.context_tokens,
+        model_context_tokens=plan.spec.context_tokens,
+        max_sequences=limits.max_sequences,
+    )
+    return EngineModel(
+        name=name,
+        family=plan.spec.family,
+        format_name=format_name,
+        vocabulary_size=plan.spec.vocabulary_size,
+        context_tokens=budget.context_tokens,
+        num_pages=budget.num_pages,
+        page_slots=PAGE_SLOTS,
+        weight_bytes=plan.weight_bytes,
+        kv_format=settings.kv_format,
+        chip=facts.description,
+    )
 
 
 def step_cost(plan: ModelPlan, kv_format: KvFormat) -> StepCost:
@@ -146,4 +147,12 @@ def _check_context(settings: EngineSettings, plan: ModelPlan) -> None:
     if not 1 < wanted <= most:
         raise UserError(
             f"a context of {wanted} tokens was asked for; this model was made for 2 to {most}", field="context_tokens"
+        )
+
+
+def _check_kv_format(settings: EngineSettings, facts: ChipFacts) -> None:
+    if settings.kv_format not in facts.kv_formats:
+        raise UserError(
+            f"the {facts.name} chip keeps keys and values as {' or '.join(facts.kv_formats)}, not {settings.kv_format}",
+            field="kv_format",
         )

@@ -22,13 +22,15 @@ WORTHWHILE_GAIN = 1.1
 MIN_STEP_TOKENS, MAX_STEP_TOKENS = 512, 8192
 MAX_STEP_SECONDS = 1.0
 """Of a step that reads prompts while nobody waits for a next token: a cancelled request is rid of within this time."""
+MAX_LOGITS_BYTES = 64_000_000
+"""Of the rows of one step. Prompts whose log-probabilities are wanted are read in chunks of so many tokens."""
 SHARE_FOR_PAGES = 0.5
 """Of the memory that is left after the weights, where no budget was stated: others use this machine too."""
 USABLE_SHARE = 0.95
 """Of the memory that the system calls available: taking all of it would push others out."""
 
 
-def choose_limits(cost: StepCost, facts: ChipFacts, context_tokens: int) -> StepLimits:
+def choose_limits(cost: StepCost, facts: ChipFacts, context_tokens: int, vocabulary_size: int) -> StepLimits:
     """The largest step worth making on this chip."""
 
     def decode_seconds(num_sequences: int) -> float:
@@ -50,9 +52,14 @@ def choose_limits(cost: StepCost, facts: ChipFacts, context_tokens: int) -> Step
     return StepLimits(
         max_tokens=num_tokens,
         max_sequences=num_sequences,
-        max_logit_rows=num_sequences,
+        max_logit_rows=max(num_sequences, min(num_tokens, MAX_LOGITS_BYTES // logits_bytes(1, vocabulary_size))),
         max_pages_per_sequence=pages_for(context_tokens),
     )
+
+
+def logits_bytes(num_rows: int, vocabulary_size: int) -> int:
+    """What rows of logits take."""
+    return 4 * num_rows * vocabulary_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,7 @@ def choose_pages(
     *,
     model_name: str,
     weight_bytes: int,
+    step_bytes: int,
     page_bytes: int,
     available_bytes: int,
     memory_bytes: int | None,
@@ -83,6 +91,7 @@ def choose_pages(
     Args:
         model_name: for the message.
         weight_bytes: what the weights take.
+        step_bytes: what a step takes besides.
         page_bytes: what a page takes.
         available_bytes: what the chip has.
         memory_bytes: what a person allows for weights and pages; None: a share of what is available.
@@ -96,7 +105,7 @@ def choose_pages(
     allowed_bytes = usable_bytes if memory_bytes is None else memory_bytes
     context_tokens = model_context_tokens if wanted_context_tokens is None else wanted_context_tokens
     least_pages = pages_for(context_tokens) if wanted_context_tokens is not None else 1
-    left_bytes = allowed_bytes - weight_bytes
+    left_bytes = allowed_bytes - weight_bytes - step_bytes
     if memory_bytes is not None and memory_bytes > available_bytes:
         raise CapacityError(
             f"{in_words(memory_bytes)} of memory were allowed, but {in_words(available_bytes)} are available",
@@ -104,8 +113,9 @@ def choose_pages(
         )
     if left_bytes < least_pages * page_bytes:
         raise CapacityError(
-            f"{model_name} needs {in_words(weight_bytes)} for its weights and {in_words(least_pages * page_bytes)} for "
-            f"a context of {least_pages * PAGE_SLOTS} tokens; {in_words(max(allowed_bytes, 0))} "
+            f"{model_name} needs {in_words(weight_bytes)} for its weights, {in_words(step_bytes)} for logits and "
+            f"{in_words(least_pages * page_bytes)} for a context of {least_pages * PAGE_SLOTS} tokens; "
+            f"{in_words(max(allowed_bytes, 0))} "
             f"{'are available' if memory_bytes is None else 'were allowed'}",
             hint=_what_would_fit(left_bytes, page_bytes),
         )
