@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ridgeline.chips.cpu.roofline import forget
 from ridgeline.cli.options import engine_settings
 from ridgeline.cli.roofline_plot import draw
 from ridgeline.cli.words import bytes_in_words, table
@@ -28,6 +29,7 @@ from ridgeline.errors import UserError
 from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.version import VERSION
+from ridgeline.weights.cache_folder import default_cache_folder
 from ridgeline.weights.pull import resolve_model
 
 SEED = 20260101
@@ -69,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
     if options.rounds < 1:
         raise UserError(f"--rounds is {options.rounds}; it must be at least 1", field="rounds")
     path = resolve_model(options.model)
+    # What was measured at some first start may have met a busy machine; a share needs the roofline of now.
+    forget(default_cache_folder())
     begin = time.perf_counter()
     engine = open_engine(
         engine_settings(options, str(path)), on_notice=lambda text: print(f"note: {text}", file=sys.stderr)
@@ -77,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         open_seconds = time.perf_counter() - begin
         model = engine.model
         print(f"{model.name}: {model.family}, {model.format_name}, {bytes_in_words(model.weight_bytes)}; "
-              f"opened in {open_seconds:.2f} s\n{model.chip}", file=sys.stderr)  # fmt: skip
+              f"opened and measured in {open_seconds:.2f} s\n{model.chip}", file=sys.stderr)  # fmt: skip
         results = measure_all(engine, _fitting(engine), options.rounds)
     finally:
         engine.close()
