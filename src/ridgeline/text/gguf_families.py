@@ -65,7 +65,8 @@ _CASED_WORDS_CONTRACTED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
 )
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PUNCTUATION_PATTERN = r"[\p{P}!-/:-@\[-`{-~]"
 _LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
 _QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_SIGNS}|{_SPACES}"
 _QWEN35 = (
@@ -77,6 +78,14 @@ _YOUTU = rf"{_CASED_WORDS_CONTRACTED}|\p{{N}}|{_SIGNS_AND_SLASH}|{_SPACES}"
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _CJK_RUN = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _ASCII_SIGN_AND_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+_NOT_HAN = r"(?!\p{Han})"
+_KIMI_UPPER = rf"(?:{_NOT_HAN}{_UPPER})"
+_KIMI_LOWER = rf"(?:{_NOT_HAN}{_LOWER})"
+_KIMI = (
+    rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?{_KIMI_UPPER}*{_KIMI_LOWER}+{_CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_KIMI_UPPER}+{_KIMI_LOWER}*{_CONTRACTION}?|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+)
+_SPARK = _ASCII_SIGN_AND_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"
 _DEEPSEEK3 = (
     _ASCII_SIGN_AND_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -122,7 +131,7 @@ _FALCON = Family(
         Split(pattern="[0-9][0-9][0-9]", is_regex=True, behavior="isolated"),
     )
 )
-_DEFAULT = _family(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
+_DEFAULT = _family(r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", r"[0-9][0-9][0-9]")
 _MARKED_SPACES = Family(
     pre_tokenizer=(Split(pattern=r"[^\n]+|[\n]+", is_regex=True, behavior="isolated"),),
     normalizer=(Replace(pattern=" ", is_regex=False, replacement=SPACE_MARK),),
@@ -148,16 +157,18 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({
     **dict.fromkeys(
         ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), _family(r"\p{N}{1,3}", _CJK_RUN, _DEEPSEEK3)
     ),
+    "kimi-k2": _family(_KIMI),
+    "spark2_5": _family(r"\p{N}{1,3}", _CJK_RUN, _SPARK, r"\p{N}"),
     "youtu": _family(_YOUTU, ignores_merges=True),
     "falcon": _FALCON,
-    **dict.fromkeys(("mpt", "olmo"), _family(_GPT2, normalizer=_NFC)),
+    **dict.fromkeys(("mpt", "olmo"), _family(GPT2_PATTERN, normalizer=_NFC)),
     **dict.fromkeys(
         (
             "gpt-2", "phi-2", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code",
             "gigachat", "a.x-4.0", "mellum", "modern-bert", "roberta-bpe", "jais", "trillion",
             "granite-docling", "exaone4",
         ),
-        _family(_GPT2),
+        _family(GPT2_PATTERN),
     ),
     **dict.fromkeys(
         ("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"), _DIGITS_THEN_GPT2
@@ -180,3 +191,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({
     **dict.fromkeys(("gemma4", "sarvam-moe", "granite-embed-multi-311m"), _MARKED_SPACES),
 })  # fmt: skip
 """By the name in `tokenizer.ggml.pre`; "" is a file without one."""
+
+LINEAR_PATTERNS = frozenset(
+    step.pattern for family in FAMILIES.values() for step in family.pre_tokenizer if isinstance(step, Split)
+) | {GPT2_PATTERN, PUNCTUATION_PATTERN, r"\p{N}", r"\p{N}+"}
+"""Patterns that take linear time on any text."""

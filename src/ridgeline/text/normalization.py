@@ -11,7 +11,7 @@ from typing import Literal
 
 import regex
 
-from ridgeline.text.patterns import compiled_pattern, matches
+from ridgeline.text.patterns import Pattern
 from ridgeline.text.spec import Lowercase, NormalizerStep, Prepend, Replace, Strip, UnicodeForm
 
 Normalization = Callable[[str], str]
@@ -54,12 +54,12 @@ def _to_form(form: UnicodeForm) -> Normalization:
 def _replacement(step: Replace) -> Normalization:
     if not step.is_regex:
         return lambda text: text.replace(step.pattern, step.replacement) if step.pattern else text
-    pattern = compiled_pattern(step.pattern, True, "normalizer")
+    pattern = Pattern(step.pattern, is_regex=True, is_linear=False, where="normalizer")
 
     def normalization(text: str) -> str:
         kept = []
         position = 0
-        for start, end in matches(pattern, text):
+        for start, end in pattern.spans(text):
             kept += [text[position:start], step.replacement]
             position = end
         return "".join([*kept, text[position:]])

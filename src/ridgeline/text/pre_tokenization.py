@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import regex
-
-from ridgeline.text.patterns import compiled_pattern, matched_strings, matches
+from ridgeline.text.gguf_families import GPT2_PATTERN, LINEAR_PATTERNS, PUNCTUATION_PATTERN
+from ridgeline.text.patterns import Pattern
 from ridgeline.text.spec import (
     ByteLevel,
     Digits,
@@ -23,15 +22,12 @@ from ridgeline.text.spec import (
 Pieces = list[str]
 Splitting = Callable[[Pieces, bool], Pieces]
 
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_PUNCTUATION_PATTERN = r"[\p{P}!-/:-@\[-`{-~]"
 
-
-def _parts(pattern: regex.Pattern[str], text: str, inverted: bool) -> list[tuple[str, bool]]:
+def _parts(pattern: Pattern, text: str, inverted: bool) -> list[tuple[str, bool]]:
     """The text cut at every match: (part, whether it counts as a match)."""
     parts = []
     position = 0
-    for start, end in matches(pattern, text):
+    for start, end in pattern.spans(text):
         if start > position:
             parts.append((text[position:start], inverted))
         if end > start:
@@ -67,13 +63,13 @@ def _contiguous(parts: Iterable[tuple[str, bool]]) -> Pieces:
     return ["".join(piece) for piece in pieces]
 
 
-def _split_one(pattern: regex.Pattern[str], step: Split, text: str) -> Pieces:
+def _split_one(pattern: Pattern, step: Split, text: str) -> Pieces:
     if step.behavior == "isolated":
-        if pattern.groups == 0:
+        if not pattern.has_groups:
             # Most patterns match everything, and then one call does it all.
-            found = matched_strings(pattern, text)
+            found = pattern.strings(text)
             if sum(map(len, found)) == len(text):
-                return [piece for piece in found if piece]
+                return list(filter(None, found))
         return [part for part, _ in _parts(pattern, text, step.inverted)]
     parts = _parts(pattern, text, step.inverted)
     if step.behavior == "removed":
@@ -88,7 +84,8 @@ def _split_one(pattern: regex.Pattern[str], step: Split, text: str) -> Pieces:
 def _splitting_of_pattern(step: Split, where: str) -> Splitting:
     if not step.pattern:
         return lambda pieces, is_start: pieces
-    pattern = compiled_pattern(step.pattern, step.is_regex, where)
+    is_linear = step.pattern in LINEAR_PATTERNS
+    pattern = Pattern(step.pattern, is_regex=step.is_regex, is_linear=is_linear, where=where)
     return lambda pieces, is_start: [part for piece in pieces for part in _split_one(pattern, step, piece)]
 
 
@@ -130,7 +127,7 @@ def _splitting(step: PreTokenizerStep, *, is_last: bool) -> Splitting:
             pattern = r"\p{N}" if step.single else r"\p{N}+"
             return _splitting_of_pattern(Split(pattern=pattern, is_regex=True, behavior="isolated"), "Digits")
         case Punctuation():
-            split = Split(pattern=_PUNCTUATION_PATTERN, is_regex=True, behavior=step.behavior)
+            split = Split(pattern=PUNCTUATION_PATTERN, is_regex=True, behavior=step.behavior)
             return _splitting_of_pattern(split, "Punctuation")
         case ByteLevel():
             return _byte_level(step, is_last=is_last)

@@ -133,6 +133,24 @@ def test_family_patterns_against_the_reference_engine(name: str) -> None:
                 assert splitter.pieces(text, is_start=True) == expected, text
 
 
+def test_kimi_pattern_says_the_same_as_the_published_one() -> None:
+    """Published with an intersection of classes, which is written as a look-ahead here."""
+    samples.tokenizers_library()
+    from tokenizers import Regex, pre_tokenizers
+
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+    ending = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    published = (
+        rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{ending}|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{ending}"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    reference = pre_tokenizers.Split(Regex(published), "isolated")
+    split, _ = FAMILIES["kimi-k2"].pre_tokenizer
+    for text in filter(None, [*samples.TRICKY, *samples.CORPUS, *samples.random_texts(200)]):
+        expected = [piece for piece, _ in reference.pre_tokenize_str(text)]
+        assert PreTokenizer([split]).pieces(text, is_start=True) == expected, text
+
+
 def test_pattern_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ridgeline.text.patterns._MIN_SECONDS", 0.1)
     splitter = PreTokenizer([Split(pattern=r"(?:x|xx)+[yz]", is_regex=True, behavior="isolated")])

@@ -87,6 +87,13 @@ std::string_view bytes_or_utf8_of(nb::handle piece) {
     return text;
 }
 
+std::vector<std::string_view> texts_of_pieces(const nb::list& pieces) {
+    std::vector<std::string_view> texts;
+    texts.reserve(pieces.size());
+    for (nb::handle piece : pieces) texts.push_back(bytes_or_utf8_of(piece));
+    return texts;
+}
+
 template <typename T>
 nb::object array_of(std::vector<T>&& values) {
     auto* owned = new std::vector<T>(std::move(values));
@@ -129,18 +136,21 @@ class BpeVocabulary {
         model_.ignores_merges = ignores_merges;
     }
 
-    nb::list encode(nb::list pieces) {
-        ids_.clear();
-        for (nb::handle piece : pieces) encoder_.encode(model_, bytes_or_utf8_of(piece), ids_);
-        return list_of(ids_);
+    nb::list encode(nb::list pieces) const {
+        std::vector<std::string_view> texts = texts_of_pieces(pieces);
+        std::vector<uint32_t> ids;
+        {
+            nb::gil_scoped_release others_may_run;  // the list, which the caller holds, keeps the texts alive
+            BpeEncoder encoder;
+            for (std::string_view text : texts) encoder.encode(model_, text, ids);
+        }
+        return list_of(ids);
     }
 
   private:
     Array<uint8_t> held_[2];
     Array<uint32_t> held_words_[4];
     BpeModel model_;
-    BpeEncoder encoder_;
-    std::vector<uint32_t> ids_;
 };
 
 class StringSet {
@@ -191,8 +201,12 @@ class UnigramVocabulary {
     }
 
     nb::list encode(nb::list pieces) const {
+        std::vector<std::string_view> texts = texts_of_pieces(pieces);
         std::vector<uint32_t> ids;
-        for (nb::handle piece : pieces) encode_unigram(model_, bytes_or_utf8_of(piece), ids);
+        {
+            nb::gil_scoped_release others_may_run;
+            for (std::string_view text : texts) encode_unigram(model_, text, ids);
+        }
         return list_of(ids);
     }
 
