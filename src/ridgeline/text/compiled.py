@@ -80,8 +80,11 @@ class CompiledVocabulary:
     traits_json: npt.NDArray[np.uint8]
 
     def traits(self) -> TokenizerTraits:
-        """Everything but the tables."""
-        return msgspec.json.decode(self.traits_json.tobytes(), type=TokenizerTraits)
+        """Everything but the tables. StaleVocabularyError if they are not as this version writes them."""
+        try:
+            return msgspec.json.decode(self.traits_json.tobytes(), type=TokenizerTraits)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StaleVocabularyError(f"the compiled vocabulary is of another version: {error}") from error
 
 
 _DTYPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ def test_cut_short(length: int, tmp_path: Path) -> None:
     path.write_bytes(compile_vocabulary(small_spec())[:length])
     with pytest.raises(StaleVocabularyError):
         Tokenizer.from_compiled(path)
+
+
+def test_traits_of_another_time() -> None:
+    vocabulary = read_vocabulary(compile_vocabulary(small_spec()))
+    for traits in (b"{}", b"", b"\xff", b'{"model": "rnn", "is_byte_level": true}'):
+        with pytest.raises(StaleVocabularyError, match="another version"):
+            Tokenizer(replace(vocabulary, traits_json=np.frombuffer(traits, dtype=np.uint8)))
 
 
 @given(content=st.binary(max_size=2000))
