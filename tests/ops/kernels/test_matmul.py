@@ -22,7 +22,8 @@ products = native.products
 INT8, BF16, F32 = 0, 1, 2
 GROUP_VALUES = 32
 GROUP_BYTES = 48
-"""A prepared group: 32 codes, the scale, -128 * sum, scale * sum, -128 * sum of the first half."""
+"""A prepared group: 32 codes, the scale, a bias - 128 * sum, scale * sum, -128 * sum of the first half."""
+BIAS = 0x4B400000
 SETS = ("avx512", "avx2-vnni", "avx2", "neon", "portable")
 ROUNDING = 1e-6
 """Of a float32 sum of a few dozen terms, relative to the sum of their magnitudes."""
@@ -261,7 +262,7 @@ def test_int8_activations_are_near_and_their_sums_true() -> None:
         records = matrix.prepare(x).reshape(9, row_bytes)[:, : 20 * GROUP_BYTES].reshape(9, 20, GROUP_BYTES)
         codes = np.ascontiguousarray(records[..., :32]).view(np.int8).astype(np.int32)
         numbers = np.ascontiguousarray(records[..., 32:])
-        assert (numbers.view(np.int32)[..., 1] == -128 * codes.sum(axis=2)).all()
+        assert (numbers.view(np.int32)[..., 1] == BIAS - 128 * codes.sum(axis=2)).all()
         assert (numbers.view(np.int32)[..., 3] == -128 * codes[..., :16].sum(axis=2)).all()
         scales, scaled_sums = numbers.view(np.float32)[..., 0], numbers.view(np.float32)[..., 2]
         assert (scaled_sums == scales * codes.sum(axis=2).astype(np.float32)).all()

@@ -28,10 +28,13 @@ std::atomic<const InstructionSet*>& chosen_set() {
     return set;
 }
 
-// Up to this many rows, codes are taken straight from the packed tiles in passes of a few rows; above, they are first
-// unpacked, a slab that fits first-level cache, and all rows of a block use the slab.
-constexpr int64_t MAX_DIRECT_ROWS = 12;
-constexpr int64_t SLAB_RECORD_BYTES = 40 * 1024;
+// Up to this many rows, codes are taken straight from the packed pairs in passes of a few rows; above, they are first
+// unpacked, a slab at a time, and all rows of a block use the slab. Slabs leave room for activations in first-level
+// cache. Measured on Zen 5.
+constexpr int64_t MAX_DIRECT_ROWS = 16;
+constexpr int64_t SLAB_RECORD_BYTES = 20 * 1024;
+constexpr int64_t MAX_SLAB_BYTES = RUN_GROUPS * MAX_RECORD_BYTES;  // a slab is at least a run
+static_assert(MAX_SLAB_BYTES >= SLAB_RECORD_BYTES);
 constexpr int64_t BLOCK_ROWS = 192;
 constexpr int64_t MAX_RUN_SCALE_BYTES = RUN_GROUPS * PAIR_TILES * 4 * LINE_BYTES;
 // How far ahead memory is asked for packed weights. Measured on Zen 5: with less, the loops wait; with much more, what
@@ -74,7 +77,8 @@ struct Product {
 
     // sums[num_rows][PAIR_ROWS] += the product of a pair of tiles with the rows.
     void add_direct(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const;
-    void add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const;
+    void add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums, const float* y,
+                      int64_t y_stride) const;
 };
 
 // Calls function(first row, how many) for pieces of at most `most` rows, as even as can be: 8 as 4 and 4.
@@ -103,11 +107,12 @@ void Product::add_direct(const uint8_t* pair, const uint8_t* prepared, int64_t n
     }
 }
 
-void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const {
-    alignas(64) uint8_t records[SLAB_RECORD_BYTES];
+void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums, const float* y,
+                           int64_t y_stride) const {
+    alignas(64) uint8_t records[MAX_SLAB_BYTES];
     const int64_t fit = SLAB_RECORD_BYTES / record_bytes(format) / RUN_GROUPS * RUN_GROUPS;
     // Where few rows come this way, they go by runs: what memory is asked for meanwhile must not crowd out the slab.
-    const int64_t slab_groups = num_rows <= MAX_DIRECT_ROWS ? RUN_GROUPS : fit;
+    const int64_t slab_groups = num_rows <= MAX_DIRECT_ROWS || fit == 0 ? RUN_GROUPS : fit;
     const int64_t calls = ceil_divide(num_rows, MAX_ROWS_PER_CALL);
     for (int64_t group = 0; group < num_groups; group += slab_groups) {
         const int64_t count = num_groups - group < slab_groups ? num_groups - group : slab_groups;
@@ -122,6 +127,10 @@ void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t
             kernels.multiply(kernels.unpack != nullptr ? records : slab, count, rows + row * row_bytes, row_bytes,
                              rows_now, sums + row * PAIR_ROWS, ahead);
             ahead.next += share;
+            if (group + slab_groups < num_groups) return;
+            for (int64_t i = row; i < row + rows_now; ++i) {
+                for (int64_t j = 0; j <= PAIR_ROWS; j += 16) __builtin_prefetch(y + i * y_stride + j, 1);
+            }
         });
     }
 }
@@ -169,7 +178,7 @@ void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_row
             if (direct) {
                 product.add_direct(pair, rows, rows_now, sums);
             } else {
-                product.add_by_slabs(pair, rows, rows_now, sums);
+                product.add_by_slabs(pair, rows, rows_now, sums, y + first_row * y_stride + tile * TILE_ROWS, y_stride);
             }
             const int64_t first = std::max(tile, tile_begin) * TILE_ROWS;
             const int64_t last = std::min({(tile + PAIR_TILES) * TILE_ROWS, tile_end * TILE_ROWS, matrix.rows});

@@ -134,7 +134,7 @@ void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(group->codes), _mm256_permutevar8x32_epi32(mixed, order));
         group->scale = usable ? magnitude / 127.0f : 0.0f;
-        group->minus_128_sum = -128 * sum;
+        group->biased_sum = FLOAT_BIAS - 128 * sum;
         group->scaled_sum = group->scale * static_cast<float>(sum);
         group->minus_128_sum_first = -128 * sum_first;
     }

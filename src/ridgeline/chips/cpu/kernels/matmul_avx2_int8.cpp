@@ -44,23 +44,25 @@ inline __m256i add_dot(__m256i sum, __m256i codes, __m256i x) {
     return sum;
 }
 
+// -128 * (sum of the activations that share scale `part`).
+template <Traits t>
+inline int32_t minus_128_sum(const ActivationGroup& group, int part) {
+    const int32_t all = group.biased_sum - FLOAT_BIAS;
+    if (t.num_scales == 1) return all;
+    return part == 0 ? group.minus_128_sum_first : all - group.minus_128_sum_first;
+}
+
 // -zero * (sum of the activations that share scale `part`), which the int32 products begin with.
 template <Traits t, bool vnni>
 inline int32_t start(const ActivationGroup& group, int part) {
     if (t.has_minimum || (t.zero == 128 && !vnni)) return 0;
-    int32_t minus_128_sum = group.minus_128_sum;
-    if (t.num_scales == 2) {
-        minus_128_sum = part == 0 ? group.minus_128_sum_first : minus_128_sum - group.minus_128_sum_first;
-    }
-    return minus_128_sum / (128 / (t.zero == 0 ? 128 : t.zero));
+    return minus_128_sum<t>(group, part) / (128 / (t.zero == 0 ? 128 : t.zero));
 }
 
 template <Traits t>
 inline float scaled_sum(const ActivationGroup& group, int part) {
     if (t.num_scales == 1) return group.scaled_sum;
-    const int32_t minus_128_sum =
-        part == 0 ? group.minus_128_sum_first : group.minus_128_sum - group.minus_128_sum_first;
-    return group.scale * static_cast<float>(minus_128_sum / -128);
+    return group.scale * static_cast<float>(minus_128_sum<t>(group, part) / -128);
 }
 
 // Int32 products of 8 outputs with the activations that share scale `part`. `codes` points to the outputs' half of the

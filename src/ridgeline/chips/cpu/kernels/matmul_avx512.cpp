@@ -101,7 +101,7 @@ void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
         const int32_t sum_first = _mm512_reduce_add_epi32(low_codes);
         const int32_t sum = sum_first + _mm512_reduce_add_epi32(high_codes);
         group->scale = usable ? magnitude / 127.0f : 0.0f;
-        group->minus_128_sum = -128 * sum;
+        group->biased_sum = FLOAT_BIAS - 128 * sum;
         group->scaled_sum = group->scale * static_cast<float>(sum);
         group->minus_128_sum_first = -128 * sum_first;
     }

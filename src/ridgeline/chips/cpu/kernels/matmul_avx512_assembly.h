@@ -3,9 +3,10 @@
 //   zmm12..23  int32 products of a group: 12 + 2r, 13 + 2r
 //   zmm24, 25  codes of tile 0 and 1
 //   zmm26, 27  four activations broadcast; later scale of the activations times that of the weights
-//   zmm28, 29  scales of tile 0 and 1;  zmm30, 31  minimums
-// Loops of at most four rows have zmm8..11 and zmm20..23 for other uses. Operands: x0 and x1 point to row 0 and 3 of the
-// activations (at the group), stride is that of the rows.
+//   zmm28, 29  scales of tile 0 and 1, then minimums
+//   zmm30      FLOAT_BIAS, to begin int32 products with and to make them floats
+// Loops of at most four rows have zmm8..11, zmm20..23 and zmm31 for other uses. Operands: x0 and x1 point to row 0 and 3
+// of the activations (at the group), stride is that of the rows.
 // The order of the operations on one output is that of the portable kernel, so are the bits.
 //
 // Why assembly: gcc 12 moves the accumulators of _mm512_dpbusd_epi32 to the stack and back at nearly every step, which
@@ -14,7 +15,7 @@
 
 #include "tile_layout.h"
 
-static_assert(sizeof(ridgeline::ActivationGroup) == 48, "offsets below: scale 32, minus_128_sum 36, scaled_sum 40");
+static_assert(sizeof(ridgeline::ActivationGroup) == 48, "offsets below: scale 32, biased_sum 36, scaled_sum 40");
 
 // clang-format off
 
@@ -72,14 +73,14 @@ static_assert(sizeof(ridgeline::ActivationGroup) == 48, "offsets below: scale 32
     "vmovups " SUM1_##R ", 128*" #R "+64(%[sums])\n\t"
 
 // Ways to begin the int32 products of a row.
-#define START_ZERO(R, _) \
-    "vpxord " DOT0_##R ", " DOT0_##R ", " DOT0_##R "\n\t" \
-    "vpxord " DOT1_##R ", " DOT1_##R ", " DOT1_##R "\n\t"
+#define START_BIAS(R, _) \
+    "vmovdqa64 %%zmm30, " DOT0_##R "\n\t" \
+    "vmovdqa64 %%zmm30, " DOT1_##R "\n\t"
 #define START_32(R, _) \
     "vpbroadcastd 36" ROW_##R ", " DOT0_##R "\n\t" \
     "vmovdqa64 " DOT0_##R ", " DOT1_##R "\n\t"
 #define START_16_FIRST(R, _) \
-    "vpbroadcastd 44" ROW_##R ", " DOT0_##R "\n\t" \
+    "vpaddd 44" ROW_##R "%{1to16%}, %%zmm30, " DOT0_##R "\n\t" \
     "vmovdqa64 " DOT0_##R ", " DOT1_##R "\n\t"
 #define START_16_SECOND(R, _) \
     "vpbroadcastd 36" ROW_##R ", " DOT0_##R "\n\t" \
@@ -95,23 +96,23 @@ static_assert(sizeof(ridgeline::ActivationGroup) == 48, "offsets below: scale 32
 // sum += product * (scale of the weights * scale of the activations)
 #define ADD_SCALED(R, _) \
     "vbroadcastss 32" ROW_##R ", %%zmm27\n\t" \
-    "vcvtdq2ps " DOT0_##R ", " DOT0_##R "\n\t" \
-    "vcvtdq2ps " DOT1_##R ", " DOT1_##R "\n\t" \
+    "vsubps %%zmm30, " DOT0_##R ", " DOT0_##R "\n\t" \
+    "vsubps %%zmm30, " DOT1_##R ", " DOT1_##R "\n\t" \
     "vmulps %%zmm27, %%zmm28, %%zmm26\n\t" \
     "vmulps %%zmm27, %%zmm29, %%zmm27\n\t" \
     "vfmadd231ps %%zmm26, " DOT0_##R ", " SUM0_##R "\n\t" \
     "vfmadd231ps %%zmm27, " DOT1_##R ", " SUM1_##R "\n\t"
 // sum += minimum * sum of the activations
 #define ADD_MINIMUM_32(R, _) \
-    "vfmadd231ps 40" ROW_##R "%{1to16%}, %%zmm30, " SUM0_##R "\n\t" \
-    "vfmadd231ps 40" ROW_##R "%{1to16%}, %%zmm31, " SUM1_##R "\n\t"
+    "vfmadd231ps 40" ROW_##R "%{1to16%}, %%zmm28, " SUM0_##R "\n\t" \
+    "vfmadd231ps 40" ROW_##R "%{1to16%}, %%zmm29, " SUM1_##R "\n\t"
 #define ADD_SUM_OF_16(R) \
-    "vcvtdq2ps %%zmm26, %%zmm26\n\t" \
+    "vsubps %%zmm30, %%zmm26, %%zmm26\n\t" \
     "vmulps 32" ROW_##R "%{1to16%}, %%zmm26, %%zmm26\n\t" \
-    "vfmadd231ps %%zmm26, %%zmm30, " SUM0_##R "\n\t" \
-    "vfmadd231ps %%zmm26, %%zmm31, " SUM1_##R "\n\t"
+    "vfmadd231ps %%zmm26, %%zmm28, " SUM0_##R "\n\t" \
+    "vfmadd231ps %%zmm26, %%zmm29, " SUM1_##R "\n\t"
 #define ADD_MINIMUM_16_FIRST(R, _) \
-    "vpbroadcastd 44" ROW_##R ", %%zmm26\n\t" ADD_SUM_OF_16(R)
+    "vpaddd 44" ROW_##R "%{1to16%}, %%zmm30, %%zmm26\n\t" ADD_SUM_OF_16(R)
 #define ADD_MINIMUM_16_SECOND(R, _) \
     "vpbroadcastd 36" ROW_##R ", %%zmm26\n\t" \
     "vpsubd 44" ROW_##R "%{1to16%}, %%zmm26, %%zmm26\n\t" ADD_SUM_OF_16(R)

@@ -10,7 +10,7 @@ namespace ridgeline::avx512 {
 
 namespace {
 
-// Masks and code book of a format. Its code lines are made in zmm24 (tile 0, at operand a) and zmm25 (tile 1, one line on).
+// Masks and code book of a format. Its code lines are made in zmm24 (tile 0) and zmm25 (tile 1).
 struct Constants {
     uint32_t low;   // zmm8: the bits that come from the first plane
     uint32_t all;   // zmm9: all bits of a code
@@ -130,23 +130,20 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
 #define LOAD_SCALES(OFFSET) \
     "vmovaps " OFFSET "(%[s]), %%zmm28\n\t" \
     "vmovaps " OFFSET "+%c[half](%[s]), %%zmm29\n\t"
-#define LOAD_MINIMUMS(OFFSET) \
-    "vmovaps " OFFSET "(%[s]), %%zmm30\n\t" \
-    "vmovaps " OFFSET "+%c[half](%[s]), %%zmm31\n\t"
-
 #define GROUP_32(ROWS, CODES, ASKED) \
-    ROWS(START_32, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) LOAD_SCALES("0") ROWS(ADD_SCALED, 0)
+    ROWS(START_32, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) \
+    LOAD_SCALES("0") ROWS(ADD_SCALED, 0)
 #define GROUP_32_MINIMUM(ROWS, CODES, ASKED) \
-    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) \
-    LOAD_SCALES("0") LOAD_MINIMUMS("64") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_32, 0)
+    ROWS(START_BIAS, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) \
+    LOAD_SCALES("0") ROWS(ADD_SCALED, 0) LOAD_SCALES("64") ROWS(ADD_MINIMUM_32, 0)
 #define GROUP_16(ROWS, CODES, ASKED) \
     ROWS(START_16_FIRST, 0) LINES_FIRST(ROWS, CODES, ASKED) LOAD_SCALES("0") ROWS(ADD_SCALED, 0) \
     ROWS(START_16_SECOND, 0) LINES_SECOND(ROWS, CODES, ASKED) LOAD_SCALES("64") ROWS(ADD_SCALED, 0)
 #define GROUP_16_MINIMUM(ROWS, CODES, ASKED) \
-    ROWS(START_ZERO, 0) LINES_FIRST(ROWS, CODES, ASKED) \
-    LOAD_SCALES("0") LOAD_MINIMUMS("128") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_FIRST, 0) \
-    ROWS(START_ZERO, 0) LINES_SECOND(ROWS, CODES, ASKED) \
-    LOAD_SCALES("64") LOAD_MINIMUMS("192") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_SECOND, 0)
+    ROWS(START_BIAS, 0) LINES_FIRST(ROWS, CODES, ASKED) \
+    LOAD_SCALES("0") ROWS(ADD_SCALED, 0) LOAD_SCALES("128") ROWS(ADD_MINIMUM_16_FIRST, 0) \
+    ROWS(START_BIAS, 0) LINES_SECOND(ROWS, CODES, ASKED) \
+    LOAD_SCALES("64") ROWS(ADD_SCALED, 0) LOAD_SCALES("192") ROWS(ADD_MINIMUM_16_SECOND, 0)
 
 // Memory is asked a few lines with every code line, since a burst of requests would make the loop wait.
 #define ASK(OFFSET) "prefetcht0 " OFFSET "(%[next])\n\t"
@@ -209,6 +206,7 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
             "vpbroadcastd %[low], %%zmm8\n\t" \
             "vpbroadcastd %[all], %%zmm9\n\t" \
             "vbroadcasti32x4 %[book], %%zmm20\n\t" \
+            "vpbroadcastd %[bias], %%zmm30\n\t" \
             ROWS(LOAD_SUMS, 0) \
             ".p2align 6\n\t" \
             "1:\n\t" \
@@ -222,8 +220,9 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
             "jnz 1b\n\t" \
             ROWS(STORE_SUMS, 0) \
             : [a] "+r"(a), [s] "+r"(s), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), [next] "+r"(next) \
-            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [half] "i"(HALF_BYTES), \
-              [bytes] "i"(GROUP_BYTES), [low] "m"(constants.low), [all] "m"(constants.all), [book] "m"(constants.book) \
+            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [bias] "m"(FLOAT_BIAS), \
+              [half] "i"(HALF_BYTES), [bytes] "i"(GROUP_BYTES), [low] "m"(constants.low), [all] "m"(constants.all), \
+              [book] "m"(constants.book) \
             : "memory", "cc", ALL_ZMM); \
     }
 

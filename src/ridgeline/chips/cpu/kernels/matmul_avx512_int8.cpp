@@ -22,23 +22,19 @@ namespace {
 #define LOAD_SCALES(OFFSET) \
     "vmovaps " OFFSET "(%[w]), %%zmm28\n\t" \
     "vmovaps " OFFSET "+%c[half](%[w]), %%zmm29\n\t"
-#define LOAD_MINIMUMS(OFFSET) \
-    "vmovaps " OFFSET "(%[w]), %%zmm30\n\t" \
-    "vmovaps " OFFSET "+%c[half](%[w]), %%zmm31\n\t"
-
 #define GROUP_32(ROWS) \
     ROWS(START_32, 0) LINES_FIRST(ROWS) LINES_SECOND(ROWS) LOAD_SCALES("512") ROWS(ADD_SCALED, 0)
 #define GROUP_32_MINIMUM(ROWS) \
-    ROWS(START_ZERO, 0) LINES_FIRST(ROWS) LINES_SECOND(ROWS) \
-    LOAD_SCALES("512") LOAD_MINIMUMS("576") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_32, 0)
+    ROWS(START_BIAS, 0) LINES_FIRST(ROWS) LINES_SECOND(ROWS) \
+    LOAD_SCALES("512") ROWS(ADD_SCALED, 0) LOAD_SCALES("576") ROWS(ADD_MINIMUM_32, 0)
 #define GROUP_16(ROWS) \
     ROWS(START_16_FIRST, 0) LINES_FIRST(ROWS) LOAD_SCALES("512") ROWS(ADD_SCALED, 0) \
     ROWS(START_16_SECOND, 0) LINES_SECOND(ROWS) LOAD_SCALES("576") ROWS(ADD_SCALED, 0)
 #define GROUP_16_MINIMUM(ROWS) \
-    ROWS(START_ZERO, 0) LINES_FIRST(ROWS) \
-    LOAD_SCALES("512") LOAD_MINIMUMS("640") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_FIRST, 0) \
-    ROWS(START_ZERO, 0) LINES_SECOND(ROWS) \
-    LOAD_SCALES("576") LOAD_MINIMUMS("704") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_SECOND, 0)
+    ROWS(START_BIAS, 0) LINES_FIRST(ROWS) \
+    LOAD_SCALES("512") ROWS(ADD_SCALED, 0) LOAD_SCALES("640") ROWS(ADD_MINIMUM_16_FIRST, 0) \
+    ROWS(START_BIAS, 0) LINES_SECOND(ROWS) \
+    LOAD_SCALES("576") ROWS(ADD_SCALED, 0) LOAD_SCALES("704") ROWS(ADD_MINIMUM_16_SECOND, 0)
 
 // Rows that need records come in at least three calls, so six lines with a group ask for all of it.
 #define ASK_AHEAD \
@@ -52,6 +48,7 @@ namespace {
         const uint8_t* x1 = x0 + 3 * stride; \
         const uint8_t* next = ahead.next; \
         asm volatile( \
+            "vpbroadcastd %[bias], %%zmm30\n\t" \
             ROWS(LOAD_SUMS, 0) \
             ".p2align 6\n\t" \
             "1:\n\t" \
@@ -65,7 +62,8 @@ namespace {
             ROWS(STORE_SUMS, 0) \
             : [w] "+r"(w), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), \
               [next] "+r"(next) \
-            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [half] "i"(HALF_BYTES) \
+            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [bias] "m"(FLOAT_BIAS), \
+              [half] "i"(HALF_BYTES) \
             : "memory", "cc", ALL_ZMM); \
     }
 

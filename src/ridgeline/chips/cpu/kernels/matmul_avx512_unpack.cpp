@@ -169,7 +169,8 @@ inline void unpack_run_scales(const uint8_t* run, int64_t count, uint8_t* scales
     constexpr TileLayout layout = tile_layout(format);
     for (int tile = 0; tile < PAIR_TILES; ++tile, scales += tile_stride) {
         if constexpr (layout.run_scale_bytes != 0) {
-            unpack_k_scales<format, stride>(run + layout.header_offset(tile), run + layout.scale_offset(tile, 0), scales);
+            unpack_k_scales<format, stride>(run + layout.header_offset(tile), run + layout.scale_offset(tile, 0),
+                                            scales);
         } else {
             for (int64_t i = 0; i < count; ++i) {
                 unpack_scale<format>(run + layout.scale_offset(tile, i), scales + i * stride);
@@ -182,7 +183,8 @@ template <FormatId format>
 void unpack_scales(const uint8_t* pair, int64_t first_group, int64_t num_groups, uint8_t* scales) {
     constexpr int64_t tile_stride = half_record_bytes(format) - 512;
     unpack_run_scales<format, PAIR_TILES * tile_stride, tile_stride>(
-        pair + tile_layout(format).run_offset(first_group / RUN_GROUPS), groups_in_run(first_group, num_groups), scales);
+        pair + tile_layout(format).run_offset(first_group / RUN_GROUPS), groups_in_run(first_group, num_groups),
+        scales);
 }
 
 template <FormatId format>

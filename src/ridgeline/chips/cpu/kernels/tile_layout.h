@@ -97,13 +97,18 @@ static constexpr TileLayout tile_layout(FormatId format) {
 constexpr uint8_t IQ4_NL_CODES[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t MXFP4_CODES[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
+// What int32 products may begin with: the bits of 1.5 * 2^23 as float. If the products stay below 2^22, as they do here,
+// the sum of both, read as a float, is 1.5 * 2^23 + products: a subtraction makes them a float, where a conversion would
+// take one of the two units that multiply.
+constexpr int32_t FLOAT_BIAS = 0x4b400000;
+
 // One group of 32 activations.
 struct ActivationGroup {
     int8_t codes[GROUP_VALUES];
-    float scale;                // largest magnitude / 127
-    int32_t minus_128_sum;      // -128 * sum of the codes
-    float scaled_sum;           // scale * sum of the codes
-    int32_t minus_128_sum_first;  // the same of the first 16
+    float scale;                  // largest magnitude / 127
+    int32_t biased_sum;           // FLOAT_BIAS - 128 * sum of the codes
+    float scaled_sum;             // scale * sum of the codes
+    int32_t minus_128_sum_first;  // -128 * sum of the first 16 codes
 };
 static_assert(sizeof(ActivationGroup) == 48);
 
