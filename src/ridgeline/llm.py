@@ -31,6 +31,7 @@ from ridgeline.ops.chip import KvFormat
 from ridgeline.request.output import RequestOutput, TokenChunk
 from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import SamplingParams
+from ridgeline.text.chat_prompt import chat_tokens
 from ridgeline.text.open import open_text
 from ridgeline.weights.cache_folder import default_cache_folder
 from ridgeline.weights.open import open_checkpoint
@@ -285,14 +286,17 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        text = self._template.render(
+        token_ids = chat_tokens(
+            self._tokenizer,
+            self._template,
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt and not continue_final_message,
             continue_final_message=continue_final_message,
             extra=extra,
         )
-        return {"prompt": text, "prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=False)
+        return {"prompt": text, "prompt_token_ids": token_ids}
 
     def _requests(
         self,
