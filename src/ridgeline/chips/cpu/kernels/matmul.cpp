@@ -7,7 +7,6 @@
 
 #include "cpu_features.h"
 #include "matmul_kernels.h"
-#include "scalar_numbers.h"
 
 namespace ridgeline {
 
@@ -135,21 +134,6 @@ void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t
     }
 }
 
-// The weight of output `row` (of the pair) and input k of a group, from its record with unscaled codes.
-float record_value(FormatId format, const uint8_t* record, int64_t row, int64_t k) {
-    const TileLayout layout = tile_layout(format);
-    if (format == FormatId::BF16) return bfloat_to_float(record + k / 2 * 128 + row * 4 + k % 2 * 2);
-    if (layout.scales_per_group == 0) return reinterpret_cast<const float*>(record + k * 128)[row];
-    const uint8_t* half = record + row / TILE_ROWS * half_record_bytes(format);
-    row %= TILE_ROWS;
-    const int code = half[k / 4 * LINE_BYTES + row * 4 + k % 4];
-    const auto* scales = reinterpret_cast<const float*>(half + 512);
-    const int64_t part = k * layout.scales_per_group / GROUP_VALUES;
-    const float value = scales[part * TILE_ROWS + row] * static_cast<float>(code - layout.zero);
-    if (!layout.has_minimum) return value;
-    return value + scales[(layout.scales_per_group + part) * TILE_ROWS + row];
-}
-
 }  // namespace
 
 const InstructionSet& active_instruction_set() { return *chosen_set().load(std::memory_order_relaxed); }
@@ -184,31 +168,6 @@ void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_row
             const int64_t last = std::min({(tile + PAIR_TILES) * TILE_ROWS, tile_end * TILE_ROWS, matrix.rows});
             write_sums(sums + (first - tile * TILE_ROWS), rows_now, y + first_row * y_stride, y_stride, first,
                        last - first, epilogue);
-        }
-    }
-}
-
-void unpack_rows(const PackedMatrix& matrix, const int32_t* row_ids, int64_t num_rows, float* out, int64_t out_stride) {
-    // With the portable unpacker codes are those of the layout, without a factor; one row of 32 is kept.
-    const TileLayout layout = tile_layout(matrix.format);
-    const auto unpack = portable_instruction_set().formats[static_cast<int>(matrix.format)].unpack;
-    const int64_t num_groups = num_groups_of(matrix.width);
-    const int64_t pair_bytes = layout.pair_bytes(num_groups);
-    alignas(64) uint8_t unpacked[MAX_RECORD_BYTES];
-    for (int64_t i = 0; i < num_rows; ++i) {
-        const uint8_t* pair = matrix.data + row_ids[i] / PAIR_ROWS * pair_bytes;
-        const int64_t row = row_ids[i] % PAIR_ROWS;
-        float* values = out + i * out_stride;
-        for (int64_t group = 0; group < num_groups; ++group) {
-            const uint8_t* record = pair + group * layout.pair_group_bytes();
-            if (unpack != nullptr) {
-                unpack(pair, group, 1, num_groups, unpacked);
-                record = unpacked;
-            }
-            const int64_t left = matrix.width - group * GROUP_VALUES;
-            for (int64_t k = 0; k < GROUP_VALUES && k < left; ++k) {
-                values[group * GROUP_VALUES + k] = record_value(matrix.format, record, row, k);
-            }
         }
     }
 }

@@ -17,6 +17,7 @@ set(RIDGELINE_MATMUL_SOURCES
     pack.cpp
     roofline.cpp
     threads.cpp
+    unpack_rows.cpp
 )
 list(TRANSFORM RIDGELINE_MATMUL_SOURCES PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 
