@@ -15,7 +15,22 @@ constexpr int TILE = 6;  // rows at a time: with 4 vectors of keys, 24 sums and 
 struct PairPage {
     const uint32_t *keys, *values;  // [C/2][64], [32][S]
     const float *key_scales = nullptr, *key_lows = nullptr, *value_scales = nullptr;
-    const uint8_t* next = nullptr;
+};
+
+// Asks memory for the next page little by little: more at once than it can note would hold up the loads.
+struct Ahead {
+    const uint8_t *at, *end;
+    bool is_hasty;  // four lines a step instead of two
+
+    void step() {
+        if (at >= end) return;
+        fetch(2);
+        if (is_hasty) fetch(2);
+    }
+    void fetch(int num_lines) {
+        for (int line = 0; line < num_lines; ++line, at += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+    }
 };
 
 // What the rows of a tile are multiplied by and shrink by on one page.
@@ -44,10 +59,10 @@ RIDGELINE_INLINE __m512 exp2_fast(__m512 x) {
     return _mm512_scalef_ps(p, whole);
 }
 
-// scores[row][slot] = q[row] . key[slot]; `next` is fetched into the cache meanwhile.
+// scores[row][slot] = q[row] . key[slot].
 template <int N>
-static void score_rows(const uint32_t* q, int64_t q_stride, const uint32_t* keys, int64_t num_pairs,
-                       const uint8_t* next, Tile& tile) {
+static void score_rows(const uint32_t* q, int64_t q_stride, const uint32_t* keys, int64_t num_pairs, Ahead& ahead,
+                       Tile& tile) {
     __m512 sums[N][4];
 #pragma GCC unroll 6
     for (int row = 0; row < N; ++row)
@@ -56,10 +71,7 @@ static void score_rows(const uint32_t* q, int64_t q_stride, const uint32_t* keys
     for (int64_t pair = 0; pair < num_pairs; ++pair) {
         const uint32_t* at = keys + pair * PAGE_SLOTS;
         const __m512bh k0 = pairs_at(at), k1 = pairs_at(at + 16), k2 = pairs_at(at + 32), k3 = pairs_at(at + 48);
-        if (next != nullptr)
-#pragma GCC unroll 4
-            for (int line = 0; line < 4; ++line)
-                _mm_prefetch(reinterpret_cast<const char*>(next + pair * 256 + line * 64), _MM_HINT_T0);
+        ahead.step();
 #pragma GCC unroll 6
         for (int row = 0; row < N; ++row) {
             const __m512bh both = pair_everywhere(q[row * q_stride + pair]);
@@ -77,8 +89,8 @@ static void score_rows(const uint32_t* q, int64_t q_stride, const uint32_t* keys
 
 // weighted[row][c ...] = weighted * shrink + weights[row] . values, for V vectors of channels.
 template <int N, int V>
-static void weigh_values(const Tile& tile, const uint32_t* values, int64_t stride, int64_t num_pairs,
-                         const uint8_t* next, float* weighted) {
+static void weigh_values(const Tile& tile, const uint32_t* values, int64_t stride, int64_t num_pairs, Ahead& ahead,
+                         float* weighted) {
     __m512 sums[N][V];
 #pragma GCC unroll 6
     for (int row = 0; row < N; ++row)
@@ -90,10 +102,7 @@ static void weigh_values(const Tile& tile, const uint32_t* values, int64_t strid
         __m512bh v[V];
 #pragma GCC unroll 4
         for (int j = 0; j < V; ++j) v[j] = pairs_at(values + pair * stride + 16 * j);
-        if (next != nullptr)
-#pragma GCC unroll 4
-            for (int j = 0; j < V; ++j)
-                _mm_prefetch(reinterpret_cast<const char*>(next + (pair * stride + 16 * j) * 4), _MM_HINT_T0);
+        ahead.step();
 #pragma GCC unroll 6
         for (int row = 0; row < N; ++row) {
             const __m512bh both = pair_everywhere(tile.weights[row][pair]);
@@ -200,22 +209,20 @@ RIDGELINE_INLINE float fold_query(const float* q, const PairPage& page, int64_t 
 }
 
 template <int N>
-static void weigh_all_values(const Rows& rows, const Tile& tile, const PairPage& page, int64_t num_pairs,
-                             const uint8_t* next, float* weighted) {
+static void weigh_all_values(const Rows& rows, const Tile& tile, const PairPage& page, int64_t num_pairs, Ahead& ahead,
+                             float* weighted) {
     int64_t c = 0;
     for (; c + 64 <= rows.stride; c += 64)
-        weigh_values<N, 4>(tile, page.values + c, rows.stride, num_pairs, next == nullptr ? next : next + c * 4,
-                           weighted + c);
-    const uint8_t* rest = next == nullptr ? next : next + c * 4;
+        weigh_values<N, 4>(tile, page.values + c, rows.stride, num_pairs, ahead, weighted + c);
     switch ((rows.stride - c) / 16) {
         case 1:
-            weigh_values<N, 1>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c);
+            weigh_values<N, 1>(tile, page.values + c, rows.stride, num_pairs, ahead, weighted + c);
             break;
         case 2:
-            weigh_values<N, 2>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c);
+            weigh_values<N, 2>(tile, page.values + c, rows.stride, num_pairs, ahead, weighted + c);
             break;
         case 3:
-            weigh_values<N, 3>(tile, page.values + c, rows.stride, num_pairs, rest, weighted + c);
+            weigh_values<N, 3>(tile, page.values + c, rows.stride, num_pairs, ahead, weighted + c);
             break;
         default:
             break;
@@ -224,7 +231,7 @@ static void weigh_all_values(const Rows& rows, const Tile& tile, const PairPage&
 
 template <int N>
 static void attend_tile(const Rows& rows, int64_t row, const PairPage& page, int64_t first_position,
-                        int64_t num_value_pairs, bool is_first) {
+                        int64_t num_value_pairs, Ahead& ahead) {
     Tile tile;
     const uint32_t* q = reinterpret_cast<const uint32_t*>(rows.q_bf16 + row * rows.stride);
     alignas(64) uint16_t folded[TILE * 256];
@@ -234,16 +241,14 @@ static void attend_tile(const Rows& rows, int64_t row, const PairPage& page, int
                 fold_query(rows.q + (row + i) * rows.stride, page, rows.head_width, folded + i * rows.stride);
         q = reinterpret_cast<const uint32_t*>(folded);
     }
-    const uint8_t* next = is_first ? page.next : nullptr;
-    score_rows<N>(q, rows.stride / 2, page.keys, rows.head_width / 2, next, tile);
+    score_rows<N>(q, rows.stride / 2, page.keys, rows.head_width / 2, ahead, tile);
     const bool sees_all =
         rows.first[row + N - 1] <= first_position && rows.last[row] - first_position >= PAGE_SLOTS - 1;
     for (int i = 0; i < N; ++i)
         tile.peaks[i] = finish_scores(rows, row + i, page, first_position, sees_all, tile.lows[i], tile.scores[i]);
     shrink_rows(N, rows.maxima + row, tile);
     for (int i = 0; i < N; ++i) weights_of_row(page, i, rows.sums + (row + i) * 16, tile);
-    const uint8_t* next_values = next == nullptr ? nullptr : next + rows.head_width * PAGE_SLOTS * 2;
-    weigh_all_values<N>(rows, tile, page, num_value_pairs, next_values, rows.weighted + row * rows.stride);
+    weigh_all_values<N>(rows, tile, page, num_value_pairs, ahead, rows.weighted + row * rows.stride);
 }
 
 // Codes as bfloat16, in the order in which they lie.
@@ -256,7 +261,7 @@ static PairPage pair_page(const Rows& rows, const Page& page) {
     const int64_t num_keys = rows.head_width * PAGE_SLOTS, num_values = rows.stride * PAGE_SLOTS;
     if (!page.has_codes) {
         const uint32_t* keys = reinterpret_cast<const uint32_t*>(page.block);
-        return {keys, keys + num_keys / 2, nullptr, nullptr, nullptr, page.next};
+        return {keys, keys + num_keys / 2};
     }
     const Codes codes = codes_of(page.block, rows.head_width);
     uint32_t* keys = reinterpret_cast<uint32_t*>(rows.page);
@@ -269,13 +274,13 @@ static PairPage pair_page(const Rows& rows, const Page& page) {
         const __m128i* at = reinterpret_cast<const __m128i*>(codes.values + i);
         widen(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)), _mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1)), values + i / 2);
     }
-    return {keys, values, codes.key_scales, codes.key_lows, codes.value_scales, nullptr};
+    return {keys, values, codes.key_scales, codes.key_lows, codes.value_scales};
 }
 
 static void attend_page_in_bf16(const Rows& rows, const Page& page) {
-    const PairPage pairs = pair_page(rows, page);
     const int64_t num_tiles = (rows.count + TILE - 1) / TILE;
-    bool is_first = true;
+    Ahead ahead{page.next, page.next + page.next_bytes, num_tiles == 1};
+    const PairPage pairs = pair_page(rows, page);
     for (int64_t number = 0; number < num_tiles; ++number) {
         const int64_t row = rows.count * number / num_tiles, end = rows.count * (number + 1) / num_tiles;
         // Rows are in order of position.
@@ -283,7 +288,7 @@ static void attend_page_in_bf16(const Rows& rows, const Page& page) {
         if (last < 0 || rows.first[row] - page.first_position >= PAGE_SLOTS) continue;
         const int64_t num_value_pairs = (last < PAGE_SLOTS ? last : PAGE_SLOTS - 1) / 2 + 1;
         const auto tile = [&](auto attend_rows) {
-            attend_rows(rows, row, pairs, page.first_position, num_value_pairs, is_first);
+            attend_rows(rows, row, pairs, page.first_position, num_value_pairs, ahead);
         };
         switch (end - row) {
             case 1:
@@ -305,7 +310,6 @@ static void attend_page_in_bf16(const Rows& rows, const Page& page) {
                 tile(attend_tile<6>);
                 break;
         }
-        is_first = false;
     }
 }
 

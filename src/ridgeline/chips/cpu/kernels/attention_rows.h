@@ -136,8 +136,11 @@ static void attend(const AttendRequest& request, const QueryBlock& block, int64_
         for (int64_t index = span * SPAN_PAGES; index < (span + 1) * SPAN_PAGES; ++index) {
             if (index < first_page || index > own_page) continue;
             const bool has_codes = layer.format == KvFormat::Int8 && index < own_page;
-            const uint8_t* next = index < own_page ? block_at(index + 1) : nullptr;
-            attend_page(rows, layer.format, {block_at(index), has_codes, index * PAGE_SLOTS, next});
+            // Codes take longer to unpack than to arrive; asking for them early only costs time.
+            const bool has_next = index < own_page && layer.format != KvFormat::Int8;
+            const uint8_t* next = has_next ? block_at(index + 1) : nullptr;
+            const int64_t next_bytes = has_next ? block_bytes(layer.format, layer.head_width) : 0;
+            attend_page(rows, layer.format, {block_at(index), has_codes, index * PAGE_SLOTS, next, next_bytes});
         }
         if (partial != nullptr)
             write_partial(rows, partial);

@@ -30,6 +30,7 @@ struct Page {
     bool has_codes;
     int64_t first_position;
     const uint8_t* next;  // the block that will be read after this one, or null
+    int64_t next_bytes;
 };
 
 }  // namespace ridgeline::RIDGELINE_ISA
