@@ -39,6 +39,10 @@ class RequestError(UserError):
     """A request asks for something impossible (parameter out of range, prompt longer than the context, ...)."""
 
 
+class ContextLengthError(RequestError):
+    """A prompt that does not fit into the context; clients tell it from other mistakes, to shorten and try again."""
+
+
 class CapacityError(UserError):
     """There is not enough memory, disk, or queue space for what was asked; the message says what would fit."""
 

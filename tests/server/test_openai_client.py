@@ -89,6 +89,44 @@ def test_completions_stream(client):
     assert texts == {0: "echo:a", 1: "echo:b"}
 
 
+def test_stream_says_where_tokens_begin(client):
+    asked = {"model": "echo", "prompt": "ab", "max_tokens": 6, "logprobs": 1, "echo": True}
+    whole = client.completions.create(**asked).choices[0].logprobs
+    pieces = [chunk.choices[0].logprobs for chunk in client.completions.create(**asked, stream=True)]
+    assert [offset for piece in pieces for offset in piece.text_offset] == whole.text_offset == list(range(8))
+    assert [token for piece in pieces for token in piece.tokens] == whole.tokens
+
+
+def test_every_sample_has_the_prompts_logprobs(client):
+    asked = {"model": "echo", "prompt": ["ab", "cd"], "max_tokens": 6, "n": 2, "logprobs": 1, "echo": True}
+    for choice, prompt in zip(client.completions.create(**asked).choices, ("ab", "ab", "cd", "cd"), strict=True):
+        assert choice.text == f"{prompt}echo:{prompt[0]}"
+        assert choice.logprobs.token_logprobs == [None, -1.0] + [-0.5] * 6
+    with pytest.raises(openai.BadRequestError, match="echo, logprobs and n > 1"):
+        client.completions.create(**asked, stream=True)
+
+
+def test_prompt_logprobs_are_told_or_refused(client):
+    extra = {"prompt_logprobs": 0}
+    told = client.completions.create(model="echo", prompt="ab", max_tokens=1, extra_body=extra).choices[0]
+    assert told.prompt_logprobs == [None, {"98": {"logprob": -1.0, "decoded_token": "b"}}]
+    chat = client.chat.completions.create(model="echo", messages=MESSAGES, extra_body=extra)
+    assert len(chat.prompt_logprobs) == len("user:hi\n")
+    for create, prompt in ((client.completions.create, {"prompt": "a"}),
+                           (client.chat.completions.create, {"messages": MESSAGES})):  # fmt: skip
+        with pytest.raises(openai.BadRequestError, match="a stream does not carry"):
+            create(model="echo", stream=True, extra_body=extra, **prompt)
+
+
+def test_token_ids_in_streams(client):
+    extra = {"return_token_ids": True}
+    chat = client.chat.completions.create(model="echo", messages=MESSAGES, stream=True, extra_body=extra)
+    ids = [token for chunk in chat for token in chunk.choices[0].token_ids or ()]
+    assert bytes(ids).decode() == ECHO
+    plain = client.completions.create(model="echo", prompt="ab", stream=True, extra_body=extra)
+    assert bytes(token for chunk in plain for token in chunk.choices[0].token_ids).decode() == "echo:ab"
+
+
 def test_overload_is_told_with_a_time(client):
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "OVERLOAD"}])

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ridgeline.engine.client import EngineModel
 from ridgeline.engine.text import EngineText
-from ridgeline.errors import RequestError
+from ridgeline.errors import ContextLengthError, RequestError
 from ridgeline.request.request import Request
 
 
@@ -20,7 +20,7 @@ def check_request(request: Request, model: EngineModel) -> None:
     if num_tokens == 0:
         raise RequestError("the prompt is empty; it must have at least one token", field="prompt")
     if num_tokens >= model.context_tokens:
-        raise RequestError(
+        raise ContextLengthError(
             f"the prompt has {num_tokens} tokens; with at least one token of output at most "
             f"{model.context_tokens} fit into the context",
             hint="shorten the prompt, or start the engine with a longer context or more memory",

@@ -15,7 +15,16 @@ from ridgeline.request.output import RequestTiming, TokenLogprob
 from ridgeline.request.request import Request
 from ridgeline.server import sse
 from ridgeline.server.body import json_answer, parsed_body
-from ridgeline.server.front import Front, Tokens, front_of, sampling_params, timing_of, usage_of
+from ridgeline.server.front import (
+    Front,
+    Tokens,
+    front_of,
+    prompt_logprobs,
+    refuse_in_stream,
+    sampling_params,
+    timing_of,
+    usage_of,
+)
 from ridgeline.server.wire import (
     AnswerMessage,
     ChatAnswer,
@@ -52,6 +61,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     request = front.request(prompt, sampling_params(wire, **overrides), wire)
     answer_id = f"chatcmpl-{request.request_id}"
     if wire.stream:
+        refuse_in_stream(wire)
         return await sse.stream(_stream(front, wire, request, answer_id))
     answer = await sse.while_connected(http, _whole(front, wire, request, answer_id))
     return json_answer(answer)
@@ -82,8 +92,10 @@ class _Sample:
 async def _whole(front: Front, wire: ChatRequest, request: Request, answer_id: str) -> ChatAnswer:
     samples = [_Sample() for _ in range(request.sampling.n)]
     timing: RequestTiming | None = None
+    prompt_entries: tuple[TokenLogprob | None, ...] | None = None
     async with aclosing(front.chunks(request)) as chunks:  # type: ignore[type-var]
         async for chunk in chunks:
+            prompt_entries = chunk.prompt_logprobs or prompt_entries
             sample = samples[chunk.sample_index]
             sample.pieces.append(chunk.text)
             sample.token_ids.extend(chunk.token_ids)
@@ -110,6 +122,7 @@ async def _whole(front: Front, wire: ChatRequest, request: Request, answer_id: s
         choices=choices,
         usage=usage_of(len(request.prompt_token_ids), num_output_tokens, timing),
         timing=timing_of(timing),
+        prompt_logprobs=prompt_logprobs(front.tokens, prompt_entries),
     )
 
 
@@ -134,9 +147,10 @@ async def _stream(front: Front, wire: ChatRequest, request: Request, answer_id: 
             if not has_begun[index]:
                 has_begun[index] = True
                 yield sse.event(piece([ChatChunkChoice(index, Delta(role="assistant", content=""))]))
-            if chunk.text or chunk.logprobs:
+            token_ids = list(chunk.token_ids) if wire.return_token_ids else None
+            if chunk.text or chunk.logprobs or token_ids:
                 logprobs = chat_logprobs(front.tokens, chunk.logprobs) if wire.logprobs else None
-                yield sse.event(piece([ChatChunkChoice(index, Delta(content=chunk.text), None, logprobs)]))
+                yield sse.event(piece([ChatChunkChoice(index, Delta(content=chunk.text), None, logprobs, token_ids)]))
             if chunk.finish_reason is not None:
                 yield sse.event(piece([ChatChunkChoice(index, Delta(), chunk.finish_reason.value)]))
     if options is not None and options.include_usage:

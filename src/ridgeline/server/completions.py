@@ -23,6 +23,8 @@ from ridgeline.server.front import (
     Front,
     Tokens,
     front_of,
+    prompt_logprobs,
+    refuse_in_stream,
     sampling_params,
     timing_of,
     usage_of,
@@ -50,6 +52,13 @@ async def completions(http: HttpRequest) -> Response:
         has_output=wire.max_tokens != 0,
     )
     if wire.stream:
+        refuse_in_stream(wire)
+        if wire.echo and wire.logprobs is not None and (wire.n or 1) > 1:
+            raise RequestError(
+                "echo, logprobs and n > 1 were given with stream; the prompt's log-probabilities come with one sample",
+                hint="ask without stream, or with n = 1",
+                field="echo",
+            )
         return await sse.stream(answer.stream())
     return json_answer(await sse.while_connected(http, answer.whole()))
 
@@ -65,7 +74,7 @@ def _sampling(wire: CompletionRequest) -> SamplingParams:
     if wire.logprobs is not None:
         overrides["logprobs"] = wire.logprobs
         if wire.echo:
-            overrides["prompt_logprobs"] = wire.logprobs
+            overrides["prompt_logprobs"] = max(wire.logprobs, wire.prompt_logprobs or 0)
     return sampling_params(wire, **overrides)
 
 
@@ -96,6 +105,7 @@ class _Sample:
     logprobs: list[TokenLogprob | None] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -121,12 +131,17 @@ class _Answer:
         async with aclosing(self._chunks()) as chunks:  # type: ignore[type-var]
             async for number, chunk in chunks:
                 sample = samples[number * n + chunk.sample_index]
-                self._take(self.requests[number], sample, chunk)
+                self._take(sample, chunk)
         choices = []
         for index, sample in enumerate(samples):
+            # The engine tells a prompt's log-probabilities once, with the first sample.
+            sample.prompt_logprobs = samples[index - index % n].prompt_logprobs
+            if self.wire.echo:
+                self._put_prompt_before(sample, self.requests[index // n])
             logprobs = (
                 completion_logprobs(self.front.tokens, sample.logprobs) if self.wire.logprobs is not None else None
             )
+            wants_prompt = self.wire.prompt_logprobs is not None
             choices.append(
                 CompletionChoice(
                     index=index,
@@ -135,6 +150,9 @@ class _Answer:
                     stop_reason=sample.stop_reason,
                     logprobs=logprobs,
                     token_ids=sample.token_ids if self.wire.return_token_ids else None,
+                    prompt_logprobs=prompt_logprobs(self.front.tokens, sample.prompt_logprobs)
+                    if wants_prompt
+                    else None,
                 )
             )
         return self._piece(choices, with_usage=True)
@@ -142,37 +160,43 @@ class _Answer:
     async def stream(self) -> AsyncIterator[bytes]:
         n = self.requests[0].sampling.n
         options = self.wire.stream_options
-        has_begun: set[tuple[int, int]] = set()
+        offsets: dict[tuple[int, int], int] = {}
+        """Of each sample that has begun: where in its text the next token begins."""
         async with aclosing(self._chunks()) as chunks:  # type: ignore[type-var]
             async for number, chunk in chunks:
                 sample = _Sample()
                 key = (number, chunk.sample_index)
-                self._take(self.requests[number], sample, chunk, is_first=key not in has_begun)
-                has_begun.add(key)
+                self._take(sample, chunk)
+                if self.wire.echo and key not in offsets:
+                    self._put_prompt_before(sample, self.requests[number])
+                offset = offsets.setdefault(key, 0)
                 logprobs = None
                 if self.wire.logprobs is not None:
-                    logprobs = completion_logprobs(self.front.tokens, sample.logprobs)
-                if sample.text or sample.finish_reason or logprobs is not None:
+                    logprobs = completion_logprobs(self.front.tokens, sample.logprobs, offset)
+                    offsets[key] += sum(len(token) for token in logprobs.tokens)
+                wants_ids = bool(self.wire.return_token_ids and sample.token_ids)
+                if sample.text or sample.finish_reason or logprobs is not None or wants_ids:
                     choice = CompletionChoice(
                         index=number * n + chunk.sample_index,
                         text=sample.text,
                         finish_reason=sample.finish_reason,
                         stop_reason=sample.stop_reason,
                         logprobs=logprobs,
+                        token_ids=sample.token_ids if self.wire.return_token_ids else None,
                     )
                     continuous = options is not None and options.continuous_usage_stats
                     yield sse.event(self._piece([choice], with_usage=continuous))
         if options is not None and options.include_usage:
             yield sse.event(self._piece([], with_usage=True))
 
-    def _take(self, request: Request, sample: _Sample, chunk: TokenChunk, *, is_first: bool | None = None) -> None:
-        if is_first is None:
-            is_first = not sample.text and not sample.token_ids and not sample.logprobs
-        if is_first and self.wire.echo:
-            sample.text += self.front.tokens.decode(request.prompt_token_ids, skip_special_tokens=False)
-            if chunk.prompt_logprobs is not None:
-                first = TokenLogprob(token_id=request.prompt_token_ids[0], logprob=float("nan"))
-                sample.logprobs.extend([first, *chunk.prompt_logprobs[1:]])
+    def _put_prompt_before(self, sample: _Sample, request: Request) -> None:
+        sample.text = self.front.tokens.decode(request.prompt_token_ids, skip_special_tokens=False) + sample.text
+        if sample.prompt_logprobs is not None:
+            first = TokenLogprob(token_id=request.prompt_token_ids[0], logprob=float("nan"))
+            sample.logprobs = [first, *sample.prompt_logprobs[1:], *sample.logprobs]
+
+    def _take(self, sample: _Sample, chunk: TokenChunk) -> None:
+        sample.prompt_logprobs = chunk.prompt_logprobs or sample.prompt_logprobs
         if self.has_output:
             sample.text += chunk.text
             sample.token_ids.extend(chunk.token_ids)
@@ -227,15 +251,17 @@ class _Answer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def completion_logprobs(tokens: Tokens, entries: Sequence[TokenLogprob | None]) -> CompletionLogprobs:
-    """Log-probabilities in the shape of the completions API; a prompt's first token has none."""
+def completion_logprobs(tokens: Tokens, entries: Sequence[TokenLogprob | None], offset: int = 0) -> CompletionLogprobs:
+    """Log-probabilities in the shape of the completions API; a prompt's first token has none.
+
+    `offset` says where in the whole text the first of these tokens begins.
+    """
 
     def shown(token_id: int) -> str:
         return tokens.token_bytes(token_id).decode("utf-8", "replace")
 
     result = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     assert result.top_logprobs is not None
-    offset = 0
     for entry in entries:
         if entry is None:
             continue

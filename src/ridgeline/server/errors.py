@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ridgeline.errors import CapacityError, EngineDeadError, OverloadedError, RequestError, UserError
+from ridgeline.errors import CapacityError, ContextLengthError, EngineDeadError, OverloadedError, UserError
 from ridgeline.server.wire import ErrorAnswer, ErrorBody
 
 _log = logging.getLogger("ridgeline.server")
@@ -77,9 +77,8 @@ def http_error_of(error: Exception) -> HttpError:
             return HttpError(
                 503, error.message, code="server_overloaded", retry_after_seconds=error.retry_after_seconds
             )
-        case RequestError():
-            code = "context_length_exceeded" if error.field == "prompt" else None
-            return HttpError(400, _told(error), param=error.field, code=code)
+        case ContextLengthError():
+            return HttpError(400, _told(error), param=error.field, code="context_length_exceeded")
         case CapacityError():
             return HttpError(503, _told(error), retry_after_seconds=5.0)
         case UserError():

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
 
+from ridgeline.engine.admission import check_request
 from ridgeline.engine.client import EngineClient
-from ridgeline.errors import RequestError
-from ridgeline.request.output import RequestTiming, TokenChunk
+from ridgeline.errors import ContextLengthError, RequestError
+from ridgeline.request.output import RequestTiming, TokenChunk, TokenLogprob
 from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.server.errors import HttpError
-from ridgeline.server.wire import Message, SamplingFields, Timing, Usage
+from ridgeline.server.wire import Message, PromptLogprobs, PromptToken, SamplingFields, Timing, Usage
 
 MAX_PROMPTS_PER_REQUEST = 256
 MAX_PROMPT_CHARACTERS_PER_TOKEN = 64
@@ -103,7 +104,7 @@ class Front:
         """The text's tokens; long texts are tokenised off the event loop."""
         limit = self.engine.model.context_tokens * MAX_PROMPT_CHARACTERS_PER_TOKEN
         if len(text) > limit:
-            raise RequestError(
+            raise ContextLengthError(
                 f"the prompt has {len(text)} characters, which cannot fit into the context of "
                 f"{self.engine.model.context_tokens} tokens",
                 field="prompt",
@@ -122,14 +123,14 @@ class Front:
         return await self.encode(rendered, add_special_tokens=False, parse_special=True)
 
     def request(self, prompt: Sequence[int], sampling: SamplingParams, fields: SamplingFields) -> Request:
-        """The engine's request for these tokens."""
+        """The engine's request for these tokens. Raises RequestError for what no engine with this model could run."""
         priority = fields.priority or 0
         if not -(2**31) <= priority < 2**31:
             raise RequestError("priority is out of range; it must be a 32-bit number", field="priority")
         salt = fields.cache_salt or ""
         if len(salt) > 1024:
             raise RequestError("cache_salt is too long; it may have 1024 characters", field="cache_salt")
-        return Request(
+        request = Request(
             request_id=uuid.uuid4().hex,
             prompt_token_ids=tuple(prompt),
             sampling=sampling,
@@ -137,6 +138,9 @@ class Front:
             priority=priority,
             cache_salt=salt,
         )
+        # Here and not only in the engine, so that ids no message can carry are told as what they are.
+        check_request(request, self.engine.model)
+        return request
 
     async def chunks(self, request: Request) -> AsyncIterator[TokenChunk]:
         """The request's chunks, watched by the recorder. Raises HttpError when a sample ends in an error."""
@@ -205,6 +209,31 @@ def _token_id(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 10:
         raise RequestError(f"logit_bias has the key {text[:40]!r}; keys must be token ids", field="logit_bias")
     return int(text)
+
+
+def refuse_in_stream(fields: SamplingFields) -> None:
+    """Raise RequestError for what only a whole answer can carry."""
+    if fields.prompt_logprobs is not None:
+        raise RequestError(
+            "prompt_logprobs and stream were given; a stream does not carry the prompt's log-probabilities",
+            hint="ask without stream",
+            field="prompt_logprobs",
+        )
+
+
+def prompt_logprobs(tokens: Tokens, entries: Sequence[TokenLogprob | None] | None) -> PromptLogprobs | None:
+    """Log-probabilities of a prompt in vLLM's shape, less the ranks."""
+    if entries is None:
+        return None
+
+    def told(token_id: int, logprob: float) -> PromptToken:
+        return PromptToken(logprob, tokens.token_bytes(token_id).decode("utf-8", "replace"))
+
+    return [
+        None if entry is None
+        else {token: told(token, logprob) for token, logprob in (*entry.top, (entry.token_id, entry.logprob))}
+        for entry in entries
+    ]  # fmt: skip
 
 
 def usage_of(num_prompt_tokens: int, num_output_tokens: int, timing: RequestTiming | None) -> Usage:

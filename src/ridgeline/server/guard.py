@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ridgeline.server.errors import HttpError
 
 OPEN_PATHS = frozenset({"/health", "/livez", "/readyz"})
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", "testserver"})
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 MAX_BODY_BYTES = 32 << 20
 MAX_BODY_PIECES = 1 << 16
 

@@ -11,9 +11,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ridgeline.server.errors import http_error_of
+from ridgeline.server.errors import HttpError, http_error_of
 
 KEEP_ALIVE_SECONDS = 15.0
+CLIENT_GONE = 499
+"""nginx's status for it."""
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -79,13 +81,13 @@ async def _body(
 
 
 async def while_connected(request: Request, work: Any) -> Any:
-    """Await `work`, but cancel it when the client goes away."""
+    """Await `work`, but cancel it when the client goes away: HttpError then, which nobody reads."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_gone(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise asyncio.CancelledError
+            raise HttpError(CLIENT_GONE, "the client has gone")
         return task.result()
     finally:
         for waiting in (task, gone):

@@ -180,6 +180,17 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class PromptToken(msgspec.Struct):
+    """A token that the prompt has, or might have had, at a place. vLLM's, not OpenAI's."""
+
+    logprob: float
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptToken] | None]
+"""For each token of the prompt: itself and the likeliest by id; None for the first."""
+
+
 class CompletionLogprobs(msgspec.Struct):
     """Log-probabilities of a plain completion."""
 
@@ -222,6 +233,7 @@ class ChatChunkChoice(msgspec.Struct):
     delta: Delta
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | None = None
 
 
 class CompletionChoice(msgspec.Struct):
@@ -233,6 +245,7 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None = None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatAnswer(msgspec.Struct):
@@ -246,6 +259,7 @@ class ChatAnswer(msgspec.Struct):
     object: str = "chat.completion"
     system_fingerprint: str | None = None
     timing: Timing | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatChunk(msgspec.Struct):
