@@ -82,6 +82,7 @@ class FakeStep:
         for array in (step.token_ids_T, step.positions_T, step.slots_T, step.sequences_T, starts, contexts, table):
             assert array.dtype == np.int32 and array.flags.c_contiguous
         for n in range(num_sequences):
+            assert (table[n, pages_for(int(contexts[n])) :] == 0).all()
             for t in range(starts[n], starts[n + 1]):
                 position = contexts[n] - (starts[n + 1] - t)
                 assert step.sequences_T[t] == n and step.positions_T[t] == position

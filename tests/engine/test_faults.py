@@ -10,7 +10,7 @@ from tests.engine.fake_chip import Collector, LetterStream, Ticks, expected_toke
 
 
 def test_a_row_that_is_not_finite_ends_its_request_alone_and_leaves_no_trace() -> None:
-    engine, step = fake_engine()
+    engine, step = fake_engine(max_tokens=64)  # so that pages become findable before the fault is seen
     step.nan_tokens = {33}
     bad = request("bad", [33] * 130, max_tokens=5, n=2)
     good = request("good", [1] * 130, max_tokens=5)
@@ -200,6 +200,20 @@ def test_the_parts_of_the_time_sum_to_the_whole() -> None:
     assert all(timing.prefill_seconds > 0 and timing.decode_seconds > 0 for timing in timings)
     assert any(timing.stall_seconds > 0 for timing in timings if timing.num_preemptions)
     assert timings[0].stall_seconds == 0
+
+
+def test_time_of_a_request_that_never_ran_is_queue_time() -> None:
+    clock = Ticks()
+    engine, _ = fake_engine(max_sequences=1, clock=clock)
+    engine.add(request("runs", [1], max_tokens=50))
+    engine.step()
+    engine.add(request("waits", [2], max_tokens=50))
+    arrival = clock.now
+    engine.step()
+    (chunk,) = engine.cancel("waits")
+    assert chunk.timing.queue_seconds == clock.now - arrival > 0
+    assert chunk.timing.prefill_seconds == chunk.timing.decode_seconds == chunk.timing.stall_seconds == 0
+    assert chunk.timing.time_to_first_token_seconds is None
 
 
 def test_close_ends_everything_once() -> None:

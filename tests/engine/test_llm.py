@@ -77,6 +77,8 @@ def test_prompt_logprobs(llm) -> None:
     assert len(answer.prompt_logprobs) == len(answer.prompt_token_ids)
     assert answer.prompt_logprobs[0] is None
     assert [entry.token_id for entry in answer.prompt_logprobs[1:]] == list(answer.prompt_token_ids[1:])
+    without = llm.generate("hello world the", SamplingParams(max_tokens=1))[0]
+    assert without.prompt_logprobs is None and without.outputs[0].logprobs is None
 
 
 def test_chat_renders_the_template(llm) -> None:

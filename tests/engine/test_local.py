@@ -74,7 +74,12 @@ def test_refusals_come_before_the_first_chunk() -> None:
             await tokens_of(client, request("c", [1]))
         with pytest.raises(RequestError, match="in use"):
             await tokens_of(client, request("a", [1]))
-        assert not slow.done(), "a refused id does not end the request that has it"
+        hasty = asyncio.create_task(tokens_of(client, request("a", [1])))
+        await asyncio.sleep(0)
+        hasty.cancel()
+        await asyncio.gather(hasty, return_exceptions=True)
+        await client.statistics()
+        assert not slow.done(), "an id that was refused, or left at once, does not end the request that has it"
         await client.cancel("a")
         await slow
         assert len(await waiting) == 3

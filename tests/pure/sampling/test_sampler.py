@@ -71,12 +71,14 @@ def plain_draw(distribution: np.ndarray, number: float) -> int:
     top_k=st.sampled_from([0, 1, 2, 5, 39, 40, 1000]),
     top_p=st.sampled_from([0.01, 0.5, 0.9, 0.999, 1.0]),
     min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    lengths=st.tuples(st.integers(1, 9), st.integers(0, 9)),
 )
-def test_draws_follow_the_plain_definition(seed, logits_seed, temperature, top_k, top_p, min_p) -> None:
+def test_draws_follow_the_plain_definition(seed, logits_seed, temperature, top_k, top_p, min_p, lengths) -> None:
     logits = row(logits_seed)
-    made = state(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    prompt, output = (range(length) for length in lengths)
+    made = state(prompt, output, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     distribution = plain_distribution(logits, made.sampling)
-    assert Sampler(V).sample(logits, made) == plain_draw(distribution, uniform(seed, 3))
+    assert Sampler(V).sample(logits, made) == plain_draw(distribution, uniform(seed, sum(lengths)))
 
 
 def test_frequencies_are_the_probabilities() -> None:
@@ -138,6 +140,8 @@ def test_presence_and_frequency_count_output_only() -> None:
     logits = np.array([1.0, 0.9], dtype=np.float32)
     assert Sampler(2).sample(logits, state(prompt=(0,), temperature=0.0, presence_penalty=2.0)) == 0
     assert Sampler(2).sample(logits, state(prompt=(1,), output=(0,), temperature=0.0, presence_penalty=2.0)) == 1
+    thrice = {"output": (0, 0, 0, 1), "temperature": 0.0, "frequency_penalty": 0.06}
+    assert Sampler(2).sample(logits, state(**thrice)) == 1, "1 - 0.18 against 0.9 - 0.06"
 
 
 def test_bias_allowed_bad_words_and_min_tokens() -> None:

@@ -127,6 +127,18 @@ def test_the_youngest_of_the_lowest_priority_is_preempted_and_comes_back() -> No
     assert len(made._sequences[1].token_ids) == length + 1
 
 
+def test_pages_that_running_sequences_will_soon_need_are_not_given_away() -> None:
+    made = scheduler(num_pages=3)
+    made.add([sequence(0, 120)])
+    step(made)
+    made.add([sequence(1, 10)])
+    for _ in range(20):
+        step(made)
+    assert made._sequences[1].place is None and made.num_preemptions == 0
+    made.remove(0)
+    assert parts(step(made)) == [(1, 0, 10)]
+
+
 def test_sequences_that_arrive_together_prefill_their_common_prefix_once() -> None:
     made = scheduler(step_limits=limits(max_tokens=100))
     common = list(range(4 * PAGE_SLOTS))
