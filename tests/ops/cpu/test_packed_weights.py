@@ -184,6 +184,16 @@ def test_an_older_layout_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     assert_right(weights)
 
 
+def test_files_of_older_layouts_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, old_weights = reopened(tmp_path, [])
+    CpuChip(cache_folder=tmp_path, num_threads=1).adopt(sources(), "another model")
+    monkeypatch.setattr(packed_weights, "LAYOUT_VERSION", "newer")
+    reopened(tmp_path, [])
+    kept = sorted(path.name.rsplit("-", 1)[1] for path in (tmp_path / "packed").glob("*.packed"))
+    assert len(kept) == 2 and "vnewer.packed" in kept
+    assert_right(old_weights)
+
+
 def test_files_are_verified_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reopened(tmp_path, [])
     sums: list[str] = []

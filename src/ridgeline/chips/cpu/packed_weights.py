@@ -15,6 +15,7 @@ into memory. Either is said in a notice, and neither is an error.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import mmap
@@ -202,6 +203,15 @@ def _write_file(
     finally:
         os.close(descriptor)
     _note_verified(path)
+    _remove_older(path)
+
+
+def _remove_older(path: Path) -> None:
+    """Files of the same weights in other layouts are of no use any more; who has one mapped keeps it."""
+    same = path.name[: -len(f"-v{LAYOUT_VERSION}.packed")]
+    for other in path.parent.glob(f"{glob.escape(same)}-v*"):
+        if other.stem != path.stem:
+            other.unlink(missing_ok=True)
 
 
 def _checksum(data: Bytes, region: Region, pool: _native.ThreadPool) -> int:
