@@ -150,10 +150,6 @@ def measure(engine: Engine, case: Case, random: np.random.Generator) -> Measurem
     )
 
 
-def _notice(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
-
-
 def _fitting(engine: Engine) -> list[Case]:
     cases = []
     for case in CASES:

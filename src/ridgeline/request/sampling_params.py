@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from ridgeline.errors import RequestError
 
@@ -36,6 +37,12 @@ def _number(name: str, value: object, low: float, high: float, allowed: str, *, 
 def _integer(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise _refuse(name, value, f"a whole number between {low} and {high}")
+
+
+def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise _refuse(name, value, "a list")
+    return tuple(value)
 
 
 def _token_ids(name: str, value: tuple[int, ...]) -> None:
@@ -94,9 +101,9 @@ class SamplingParams:
             value = getattr(self, name)
             if isinstance(value, str):
                 value = (value,)
-            object.__setattr__(self, name, tuple(value or ()))
+            object.__setattr__(self, name, _as_tuple(name, () if value is None else value))
         if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            object.__setattr__(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids))
         self._check_numbers()
         self._check_lists()
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -124,6 +131,9 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise _refuse(name, getattr(self, name), "true or false")
 
     def _check_lists(self) -> None:
         for name in ("stop", "bad_words"):
