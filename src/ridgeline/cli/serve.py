@@ -1,4 +1,8 @@
-"""`ridgeline serve`."""
+"""`ridgeline serve`.
+
+The engine process takes the longest to be ready, so it is started first; what is needed here is imported while it
+imports its own.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,38 @@ import argparse
 import os
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ridgeline.cli.options import engine_settings
-from ridgeline.cli.words import bytes_in_words
-from ridgeline.engine.remote import RemoteEngine
-from ridgeline.server.front import Template, Tokens
-from ridgeline.server.serve import Server, ServeSettings
-from ridgeline.text.open import open_text
-from ridgeline.weights.open import open_checkpoint
-from ridgeline.weights.pull import resolve_model
+from ridgeline.engine.child import EngineChild
+from ridgeline.errors import UserError
+
+if TYPE_CHECKING:
+    from ridgeline.engine.remote import RemoteEngine
+    from ridgeline.engine.settings import EngineSettings
+    from ridgeline.server.front import Template, Tokens
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until told to end."""
     begin = time.monotonic()
-    path = resolve_model(options.model)
-    name = options.name or path.stem
+    with EngineChild() as child:
+        from ridgeline.cli.options import engine_settings
+        from ridgeline.engine import messages
+        from ridgeline.weights.pull import resolve_model
+
+        settings = engine_settings(options, str(resolve_model(options.model)))
+        child.connection.sendall(messages.frame(messages.Open(settings)))
+        _serve(options, settings, child, begin)
+    return 0
+
+
+def _serve(options: argparse.Namespace, engine: EngineSettings, child: EngineChild, begin: float) -> None:
+    from ridgeline.cli.words import bytes_in_words
+    from ridgeline.server.serve import Server, ServeSettings
+
+    path = Path(engine.model)
     keys = tuple(options.api_key) + tuple(filter(None, [os.environ.get("RIDGELINE_API_KEY")]))
     settings = ServeSettings(
         host=options.host,
@@ -30,13 +50,6 @@ def run(options: argparse.Namespace) -> int:
         may_be_open=options.insecure_no_auth,
         drain_seconds=options.drain_seconds,
     )
-
-    def load_text() -> tuple[Tokens, Template]:
-        checkpoint = open_checkpoint(path)
-        try:
-            return open_text(checkpoint)
-        finally:
-            checkpoint.close()
 
     def on_ready(engine: RemoteEngine, url: str) -> None:
         model = engine.model
@@ -53,5 +66,21 @@ def run(options: argparse.Namespace) -> int:
     def on_notice(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
-    Server(settings, engine_settings(options, str(path)), load_text, name, on_notice, on_ready).run()
-    return 0
+    name = options.name or path.stem
+    Server(settings, engine, lambda: _text_of(path), name, on_notice, on_ready, child).run()
+
+
+def _text_of(path: Path) -> tuple[Tokens, Template]:
+    from ridgeline.text.open import open_text
+    from ridgeline.weights.cache_folder import default_cache_folder
+    from ridgeline.weights.open import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    try:
+        tokens, template = open_text(checkpoint, default_cache_folder() / "text")
+    finally:
+        checkpoint.close()
+    # So that the first conversation need not wait for it. A broken template hinders conversations alone, which say so.
+    with suppress(UserError):
+        template.prepare()
+    return tokens, template

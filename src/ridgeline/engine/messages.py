@@ -11,11 +11,18 @@ from typing import Any
 import msgspec
 
 from ridgeline.engine.client import EngineModel, EngineStatistics
+from ridgeline.engine.settings import EngineSettings
 from ridgeline.request.output import TokenChunk
 from ridgeline.request.request import Request
 
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
+
+
+class Open(msgspec.Struct, tag=True, frozen=True):
+    """To the engine, before all else: what to be."""
+
+    settings: EngineSettings
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):
@@ -78,7 +85,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     statistics: EngineStatistics
 
 
-ToEngine = Submit | Cancel | Ask | Stop
+ToEngine = Open | Submit | Cancel | Ask | Stop
 FromEngine = Ready | CannotStart | Chunks | Refused | Answer
 
 

@@ -1,6 +1,6 @@
 """An engine in a process of its own: started, watched, started again.
 
-Knows: how to start `ridgeline.engine.worker`, the messages. Does not know: HTTP, chips, models.
+Knows: the messages, when to start the process again. Does not know: HTTP, chips, models.
 
 A dead engine gives every request that it owed an answer an EngineDeadError; requests that come while it starts again
 wait for it. An engine that cannot start because of a mistake of a person is not started again: everyone gets that
@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-import msgspec
-
 from ridgeline.engine import messages
+from ridgeline.engine.child import EngineChild
 from ridgeline.engine.client import EngineModel, EngineStatistics
 from ridgeline.engine.settings import EngineSettings
 from ridgeline.errors import EngineDeadError, OverloadedError, RequestError, UserError
@@ -31,6 +27,7 @@ PING_SECONDS = 1.0
 HUNG_AFTER_SECONDS = 4.0
 """No sign of life for this long and the engine counts as hung (/livez says so)."""
 KILL_AFTER_SECONDS = 30.0
+POLL_SECONDS = 0.01
 FIRST_RESTART_DELAY_SECONDS = 0.1
 LAST_RESTART_DELAY_SECONDS = 10.0
 
@@ -44,10 +41,17 @@ class RemoteEngine:
     and `generate`; all on one event loop.
     """
 
-    def __init__(self, settings: EngineSettings, on_notice: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        on_notice: Callable[[str], None] | None = None,
+        child: EngineChild | None = None,
+    ) -> None:
+        """`child` is the first process where one was started and told what to open already; None: `start` does it."""
         self._settings = settings
         self._on_notice = on_notice or (lambda text: None)
-        self._process: asyncio.subprocess.Process | None = None
+        self._first_child = child
+        self._child: EngineChild | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._inboxes: dict[str, _Inbox] = {}
         self._model: EngineModel | None = None
@@ -104,7 +108,7 @@ class RemoteEngine:
     @property
     def process_id(self) -> int | None:
         """The child's process id while it runs."""
-        return self._process.pid if self._process is not None else None
+        return self._child.process_id if self._child is not None else None
 
     async def generate(self, request: Request) -> AsyncIterator[TokenChunk]:
         """See EngineClient."""
@@ -155,14 +159,10 @@ class RemoteEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._process is not None and self._process.returncode is None:
+        if self._child is not None and self._child.exit_status is None:
             with contextlib.suppress(EngineDeadError):
                 self._send(messages.Stop())
-            try:
-                await asyncio.wait_for(self._process.wait(), 2.0)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+            await _ended(self._child, within_seconds=2.0)
         if self._writer is not None:
             self._writer.close()
         self._fail_all("the engine was closed")
@@ -177,7 +177,7 @@ class RemoteEngine:
         while not self._is_closing:
             was_ready = await self._run_once()
             self._ready.clear()
-            status = self._process.returncode if self._process is not None else None
+            status = self._child.exit_status if self._child is not None else None
             self._fail_all(f"the engine process ended unexpectedly (exit status {status}); it is being started again")
             if self._mistake is not None:
                 self._ready.set()
@@ -189,19 +189,12 @@ class RemoteEngine:
 
     async def _run_once(self) -> bool:
         """Start the child and read what it says until it ends; return whether it ever became ready."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "ridgeline.engine.worker",
-                str(theirs.fileno()),
-                msgspec.json.encode(self._settings).decode(),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        if self._first_child is not None:
+            self._child, self._first_child = self._first_child, None
+        else:
+            self._child = EngineChild()
+            self._child.connection.sendall(messages.frame(messages.Open(self._settings)))
+        reader, self._writer = await asyncio.open_connection(sock=self._child.connection)
         try:
             while True:
                 head = await reader.readexactly(messages.LENGTH_BYTES)
@@ -213,12 +206,7 @@ class RemoteEngine:
         finally:
             self._writer.close()
         was_ready = self._ready.is_set()
-        if self._process.returncode is None:
-            try:
-                await asyncio.wait_for(self._process.wait(), 5.0)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+        await _ended(self._child, within_seconds=5.0)
         return was_ready
 
     def _take(self, message: messages.FromEngine) -> None:
@@ -257,10 +245,18 @@ class RemoteEngine:
                 self._last_sign_of_life = time.monotonic()
                 continue
             await self.statistics()
-            if self.seconds_without_life > KILL_AFTER_SECONDS and self._process is not None:
+            if self.seconds_without_life > KILL_AFTER_SECONDS and self._child is not None:
                 self._on_notice("the engine process gave no sign of life; killing it")
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                self._child.kill()
+
+
+async def _ended(child: EngineChild, within_seconds: float) -> None:
+    """Wait for the child's end, and kill it if that does not come in time."""
+    deadline = time.monotonic() + within_seconds
+    while child.exit_status is None:
+        if time.monotonic() > deadline:
+            child.kill()
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def _refusal(message: messages.Refused) -> UserError:

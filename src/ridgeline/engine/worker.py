@@ -1,4 +1,4 @@
-"""The engine process: `python -m ridgeline.engine.worker SOCKET SETTINGS`.
+"""The engine process: `python -m ridgeline.engine.worker SOCKET`; the first message on the socket says what to open.
 
 One thread reads messages and puts them into a queue; the main thread runs steps and sends what they make. A step runs
 without the GIL, so messages are taken in, and questions answered, while it runs.
@@ -17,12 +17,10 @@ import threading
 import time
 from dataclasses import replace
 
-import msgspec
-from ridgeline.engine.engine import Engine
-from ridgeline.engine.open import open_engine
-
 from ridgeline.engine import messages
 from ridgeline.engine.client import EngineStatistics
+from ridgeline.engine.engine import Engine
+from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
 from ridgeline.errors import OverloadedError, UserError
 
@@ -86,7 +84,7 @@ class EngineProcess:
                     chunks = self._engine.cancel(request_id)
                     if chunks:
                         self._send(messages.Chunks(tuple(chunks)))
-                case messages.Stop() | None:
+                case messages.Stop() | messages.Open() | None:
                     return False
             self._statistics = self._engine.statistics()
 
@@ -123,13 +121,24 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _settings(connection: socket.socket) -> EngineSettings | None:
+    """What the holder says that this engine shall be; None if it went away instead."""
+    # Not through a buffered file, which would swallow what follows.
+    head = connection.recv(messages.LENGTH_BYTES, socket.MSG_WAITALL)
+    body = connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
+    message = messages.parse_to_engine(body) if body else None
+    return message.settings if isinstance(message, messages.Open) else None
+
+
 def main() -> int:
-    """Open the engine that the settings describe and serve the socket."""
+    """Open the engine that the holder wants and serve the socket."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     _end_with_parent()
     # Ctrl-C in a terminal reaches the whole group; the holder decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    settings = msgspec.json.decode(sys.argv[2], type=EngineSettings)
+    settings = _settings(connection)
+    if settings is None:
+        return 0
     notices: list[str] = []
     try:
         engine = open_engine(settings, on_notice=notices.append)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.applications import Starlette
 
+from ridgeline.engine.child import EngineChild
 from ridgeline.engine.remote import RemoteEngine
 from ridgeline.engine.settings import EngineSettings
 from ridgeline.errors import EngineDeadError, UserError
@@ -66,9 +67,11 @@ class Server:
         model_name: str,
         on_notice: Callable[[str], None],
         on_ready: Callable[[RemoteEngine, str], None],
+        child: EngineChild | None = None,
     ) -> None:
+        """`child` is the engine process, if it was started already."""
         self._settings = settings
-        self._engine = RemoteEngine(engine_settings, on_notice)
+        self._engine = RemoteEngine(engine_settings, on_notice, child)
         self._load_text = load_text
         self._model_name = model_name
         self._on_ready = on_ready

@@ -77,6 +77,10 @@ class ChatTemplate:
         """Whether the model can be chatted with."""
         return bool(self._sources)
 
+    def prepare(self) -> None:
+        """Compile the default template now instead of at the first rendering; raises what that would."""
+        self._template("default")
+
     def render(
         self,
         messages: Sequence[Message],
