@@ -24,7 +24,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -257,10 +257,9 @@ def _open(
                 raise _UnusableFileError(f"{region.name} is damaged")
         _note_verified(path)
     for advice in ("MADV_WILLNEED", "MADV_HUGEPAGE"):
-        try:
+        # Not every kernel or file system knows it, and nothing depends on it.
+        with suppress(OSError, AttributeError):
             mapping.madvise(getattr(mmap, advice))
-        except (OSError, AttributeError):
-            continue  # not every kernel or file system knows it, and nothing depends on it
     return _handles(regions, array.ctypes.data + start, array)
 
 
