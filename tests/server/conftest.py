@@ -11,7 +11,7 @@ from ridgeline.observe.metrics import ServerMetrics
 from ridgeline.server.app import make_app
 from ridgeline.server.front import Front
 from ridgeline.server.guard import GuardRules, key_digest
-from tests.server.fake import ByteTokens, EchoEngine, PlainTemplate
+from tests.server.fake import ByteTokens, EchoEngine, plain_chat_tokens
 
 
 class Running:
@@ -32,7 +32,7 @@ def running_server(rules: GuardRules):
             Front(
                 engine=engine,
                 tokens=ByteTokens(),
-                template=PlainTemplate(),
+                chat_tokens=plain_chat_tokens,
                 model_name="echo",
                 recorder=metrics,
                 created=1,

@@ -25,11 +25,9 @@ class ByteTokens:
         return bytes([token_id])
 
 
-class PlainTemplate:
+def plain_chat_tokens(messages, *, tools=None, add_generation_prompt=True, continue_final_message=False, extra=None):
     """Role, colon, content, newline."""
-
-    def render(self, messages, *, tools=None, add_generation_prompt=True, continue_final_message=False, extra=None):
-        return "".join(f"{m['role']}:{m['content']}\n" for m in messages)
+    return list("".join(f"{m['role']}:{m['content']}\n" for m in messages).encode())
 
 
 class EchoEngine:

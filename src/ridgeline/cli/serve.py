@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from ridgeline.errors import UserError
 if TYPE_CHECKING:
     from ridgeline.engine.remote import RemoteEngine
     from ridgeline.engine.settings import EngineSettings
-    from ridgeline.server.front import Template, Tokens
+    from ridgeline.server.front import ChatTokens, Tokens
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,17 +71,18 @@ def _serve(options: argparse.Namespace, engine: EngineSettings, child: EngineChi
     Server(settings, engine, lambda: _text_of(path), name, on_notice, on_ready, child).run()
 
 
-def _text_of(path: Path) -> tuple[Tokens, Template]:
+def _text_of(path: Path) -> tuple[Tokens, ChatTokens]:
+    from ridgeline.text.chat_prompt import chat_tokens
     from ridgeline.text.open import open_text
     from ridgeline.weights.cache_folder import default_cache_folder
     from ridgeline.weights.open import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     try:
-        tokens, template = open_text(checkpoint, default_cache_folder() / "text")
+        tokenizer, template = open_text(checkpoint, default_cache_folder() / "text")
     finally:
         checkpoint.close()
     # So that the first conversation need not wait for it. A broken template hinders conversations alone, which say so.
     with suppress(UserError):
         template.prepare()
-    return tokens, template
+    return tokenizer, partial(chat_tokens, tokenizer, template)

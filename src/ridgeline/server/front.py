@@ -46,10 +46,10 @@ class Tokens(Protocol):
         """The bytes of one token."""
 
 
-class Template(Protocol):
-    """The part of a chat template that routes use."""
+class ChatTokens(Protocol):
+    """A conversation as the tokens that the model was trained on; see `ridgeline.text.chat_prompt`."""
 
-    def render(
+    def __call__(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
@@ -57,8 +57,8 @@ class Template(Protocol):
         add_generation_prompt: bool = ...,
         continue_final_message: bool = ...,
         extra: Mapping[str, Any] | None = ...,
-    ) -> str:
-        """A conversation as the text that the model was trained on."""
+    ) -> list[int]:
+        """The tokens. Raises RequestError if the template refuses the conversation."""
 
 
 class RequestRecorder(Protocol):
@@ -85,7 +85,7 @@ class Front:
 
     engine: EngineClient
     tokens: Tokens
-    template: Template
+    chat_tokens: ChatTokens
     model_name: str
     recorder: RequestRecorder
     created: int
@@ -102,13 +102,7 @@ class Front:
 
     async def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
         """The text's tokens; long texts are tokenised off the event loop."""
-        limit = self.engine.model.context_tokens * MAX_PROMPT_CHARACTERS_PER_TOKEN
-        if len(text) > limit:
-            raise ContextLengthError(
-                f"the prompt has {len(text)} characters, which cannot fit into the context of "
-                f"{self.engine.model.context_tokens} tokens",
-                field="prompt",
-            )
+        self._refuse_beyond_context(len(text))
         if len(text) < 4096:
             return self.tokens.encode(text, add_special_tokens=add_special_tokens, parse_special=parse_special)
         return await asyncio.to_thread(
@@ -119,8 +113,19 @@ class Front:
         """The conversation's tokens."""
         if not messages:
             raise RequestError("messages is empty; give at least one message", field="messages")
-        rendered = await asyncio.to_thread(self.template.render, [plain_message(m) for m in messages], **how)
-        return await self.encode(rendered, add_special_tokens=False, parse_special=True)
+        plain = [plain_message(message) for message in messages]
+        self._refuse_beyond_context(sum(len(message["content"]) for message in plain))
+        return await asyncio.to_thread(self.chat_tokens, plain, **how)
+
+    def _refuse_beyond_context(self, num_characters: int) -> None:
+        """Raise ContextLengthError for a text that cannot fit, before any work is done on it."""
+        context_tokens = self.engine.model.context_tokens
+        if num_characters > context_tokens * MAX_PROMPT_CHARACTERS_PER_TOKEN:
+            raise ContextLengthError(
+                f"the prompt has {num_characters} characters, which cannot fit into the context of "
+                f"{context_tokens} tokens",
+                field="prompt",
+            )
 
     def request(self, prompt: Sequence[int], sampling: SamplingParams, fields: SamplingFields) -> Request:
         """The engine's request for these tokens. Raises RequestError for what no engine with this model could run."""

@@ -20,7 +20,7 @@ from ridgeline.engine.settings import EngineSettings
 from ridgeline.errors import EngineDeadError, UserError
 from ridgeline.observe.metrics import ServerMetrics
 from ridgeline.server.app import make_app
-from ridgeline.server.front import Front, Template, Tokens
+from ridgeline.server.front import ChatTokens, Front, Tokens
 from ridgeline.server.guard import GuardRules, key_digest
 
 MAX_HEADER_BYTES = 64 << 10
@@ -63,7 +63,7 @@ class Server:
         self,
         settings: ServeSettings,
         engine_settings: EngineSettings,
-        load_text: Callable[[], tuple[Tokens, Template]],
+        load_text: Callable[[], tuple[Tokens, ChatTokens]],
         model_name: str,
         on_notice: Callable[[str], None],
         on_ready: Callable[[RemoteEngine, str], None],
@@ -126,13 +126,13 @@ class Server:
         loading = asyncio.create_task(asyncio.to_thread(self._load_text))
         try:
             await self._engine.until_ready()
-            tokens, template = await loading
+            tokens, chat_tokens = await loading
             metrics = ServerMetrics(self._model_name, self._engine)
             app.state.metrics = metrics
             front = Front(
                 engine=self._engine,
                 tokens=tokens,
-                template=template,
+                chat_tokens=chat_tokens,
                 model_name=self._model_name,
                 recorder=metrics,
                 created=int(time.time()),

@@ -161,10 +161,10 @@ def test_refused_by_name(name, tmp_path):
     content, message = CASES[name]
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError, match=message) as caught:
         open_checkpoint(path)
-    assert time.perf_counter() - start < MAX_SECONDS
+    assert time.process_time() - start < MAX_SECONDS
     assert str(path) in caught.value.message
     assert "0x" not in caught.value.message
 
@@ -275,9 +275,9 @@ def test_mutated_files_are_opened_or_refused(small_file, tmp_path):
     path = tmp_path / "m.gguf"
     outcomes = {"opened": 0, "refused": 0}
     for seed in range(1500):
-        start = time.perf_counter()
+        start = time.process_time()
         outcomes[outcome(path, mutated(small_file, np.random.default_rng(seed)))] += 1
-        assert time.perf_counter() - start < 1, seed
+        assert time.process_time() - start < 1, seed
     # Were one of the two rare, the mutations would not test what they are for.
     assert min(outcomes.values()) > 100, outcomes
 
@@ -318,9 +318,9 @@ def test_a_vocabulary_made_to_be_slow_is_still_walked_in_bounded_time(tmp_path):
     """Strings that the vectorised walk finds one at a time: an empty one after each run of two."""
     path = tmp_path / "m.gguf"
     path.write_bytes(whole_file([ARCHITECTURE, pair(b"k", ARRAY, strings(*[b"ab", b"cd", b""] * 20_000))]))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(GgufCheckpoint(path).metadata["k"]) == 60_000
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_bounds_on_what_is_copied(tmp_path, monkeypatch):

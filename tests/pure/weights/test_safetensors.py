@@ -122,10 +122,10 @@ def test_the_case_that_all_others_are_made_from_is_right(tmp_path):
 def test_refused_by_name(tmp_path, name):
     content, message = CASES[name]
     folder = folder_with(tmp_path, content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError, match=message) as caught:
         open_checkpoint(folder)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
     assert str(folder / "model.safetensors") in caught.value.message
     assert "0x" not in caught.value.message
 
