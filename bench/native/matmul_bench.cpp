@@ -3,11 +3,12 @@
 //   matmul_bench [--threads N] [--formats Q4_K,Q5_0] [--shapes 4864x896,896x4864] [--rows 1,8,512] [--isa avx512]
 //                [--clock wall|cpu] [--copies N] [--seconds S]
 //
-// One line for each format, shape and number of rows: the time of a product, operations and weight bytes per second, and
-// what share of the peak loop and of the read loop that is. Weights go through 192 MB of copies, so that no cache holds
-// them between products (with --copies 1 and a small shape, caches do: that is the speed of the arithmetic). The loops run before every format. With the clock "cpu" and one thread, time is what the
-// processor spent on it: where other programs take their share of the cores, that is the number to trust for products
-// that compute (not for those that wait for memory).
+// One line for each format, shape and number of rows: the time of a product, operations and weight bytes per second,
+// and what share of the peak loop and of the read loop that is. Weights go through 192 MB of copies, so that no cache
+// holds them between products (with --copies 1 and a small shape, caches do: that is the speed of the arithmetic). The
+// loops run before every format. With the clock "cpu" and one thread, time is what the processor spent on it: where
+// other programs take their share of the cores, that is the number to trust for products that compute (not for those
+// that wait for memory).
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -31,11 +32,11 @@ struct Named {
     int64_t block_values, block_bytes;
 };
 constexpr Named FORMATS[] = {
-    {"Q4_K", FormatId::Q4_K, 256, 144},   {"Q6_K", FormatId::Q6_K, 256, 210},   {"Q5_0", FormatId::Q5_0, 32, 22},
-    {"Q8_0", FormatId::Q8_0, 32, 34},     {"Q4_1", FormatId::Q4_1, 32, 20},     {"Q4_0", FormatId::Q4_0, 32, 18},
-    {"Q5_1", FormatId::Q5_1, 32, 24},     {"Q5_K", FormatId::Q5_K, 256, 176},   {"Q2_K", FormatId::Q2_K, 256, 84},
-    {"Q3_K", FormatId::Q3_K, 256, 110},   {"IQ4_NL", FormatId::IQ4_NL, 32, 18}, {"MXFP4", FormatId::MXFP4, 32, 17},
-    {"BF16", FormatId::BF16, 1, 2},       {"F16", FormatId::F16, 1, 2},         {"F32", FormatId::F32, 1, 4},
+    {"Q4_K", FormatId::Q4_K, 256, 144}, {"Q6_K", FormatId::Q6_K, 256, 210},   {"Q5_0", FormatId::Q5_0, 32, 22},
+    {"Q8_0", FormatId::Q8_0, 32, 34},   {"Q4_1", FormatId::Q4_1, 32, 20},     {"Q4_0", FormatId::Q4_0, 32, 18},
+    {"Q5_1", FormatId::Q5_1, 32, 24},   {"Q5_K", FormatId::Q5_K, 256, 176},   {"Q2_K", FormatId::Q2_K, 256, 84},
+    {"Q3_K", FormatId::Q3_K, 256, 110}, {"IQ4_NL", FormatId::IQ4_NL, 32, 18}, {"MXFP4", FormatId::MXFP4, 32, 17},
+    {"BF16", FormatId::BF16, 1, 2},     {"F16", FormatId::F16, 1, 2},         {"F32", FormatId::F32, 1, 4},
 };
 
 // Short bursts, of which the best counts: on a shared machine some fall between the turns of other programs.
@@ -95,7 +96,8 @@ void measure_limits(ThreadPool& pool, const uint8_t* buffer, size_t bytes, Limit
         limit = std::max(limit, sum / elapsed);
     };
     for (int repeat = 0; repeat < 30; ++repeat) {
-        best(limits.read, BURST_SECONDS, [&](double s, int i) { return measure_read_bytes(buffer, bytes, s, i, threads); });
+        best(limits.read, BURST_SECONDS,
+             [&](double s, int i) { return measure_read_bytes(buffer, bytes, s, i, threads); });
         best(limits.int8, BURST_SECONDS, [](double s, int) { return measure_int8_operations(s); });
         best(limits.bf16, BURST_SECONDS, [](double s, int) { return measure_bf16_operations(s); });
         best(limits.fp32, BURST_SECONDS, [](double s, int) { return measure_fp32_operations(s); });
@@ -112,10 +114,12 @@ void fill(const Named& named, uint8_t* source, size_t bytes, std::mt19937_64& ra
     for (size_t i = 0; i + 4 <= bytes; i += 4) {
         uint32_t word;
         std::memcpy(&word, source + i, 4);
-        const uint32_t ones = named.format == FormatId::F32 ? 0x3f000000u
-                              : named.format == FormatId::F16 ? 0x38003800u : 0x3f003f00u;
-        const uint32_t keep = named.format == FormatId::F32 ? 0x807fffffu
-                              : named.format == FormatId::F16 ? 0x83ff83ffu : 0x807f807fu;
+        const uint32_t ones = named.format == FormatId::F32   ? 0x3f000000u
+                              : named.format == FormatId::F16 ? 0x38003800u
+                                                              : 0x3f003f00u;
+        const uint32_t keep = named.format == FormatId::F32   ? 0x807fffffu
+                              : named.format == FormatId::F16 ? 0x83ff83ffu
+                                                              : 0x807f807fu;
         word = (word & keep) | ones;
         std::memcpy(source + i, &word, 4);
     }
@@ -167,11 +171,13 @@ void bench_shape(ThreadPool& pool, const Named& named, int64_t rows, int64_t wid
         while (now_seconds() < until);
         const double operations = 2.0 * static_cast<double>(m * rows * width) / best;
         const double bandwidth = static_cast<double>(packed) / best;
-        const double peak = kind == ActivationKind::Int8 ? limits.int8
-                            : kind == ActivationKind::Bf16 ? limits.bf16 : limits.fp32;
-        std::printf("%-7s %6ldx%-5ld M=%-4ld %9.1f us %8.1f GOPS %5.1f%% of peak %6.1f GB/s %5.1f%% of read  prepare %.1f us\n",
-                    named.name, rows, width, m, best * 1e6, operations * 1e-9, 100 * operations / peak,
-                    bandwidth * 1e-9, 100 * bandwidth / limits.read, prepare_seconds * 1e6);
+        const double peak = kind == ActivationKind::Int8   ? limits.int8
+                            : kind == ActivationKind::Bf16 ? limits.bf16
+                                                           : limits.fp32;
+        std::printf(
+            "%-7s %6ldx%-5ld M=%-4ld %9.1f us %8.1f GOPS %5.1f%% of peak %6.1f GB/s %5.1f%% of read  prepare %.1f us\n",
+            named.name, rows, width, m, best * 1e6, operations * 1e-9, 100 * operations / peak, bandwidth * 1e-9,
+            100 * bandwidth / limits.read, prepare_seconds * 1e6);
         std::fflush(stdout);
     }
 }
@@ -202,7 +208,8 @@ int main(int argc, char** argv) {
     std::memset(arena.get(), 1, arena_bytes);
     std::printf("%s, %d threads\n", instruction_set(), options.threads);
     for (const Named& named : FORMATS) {
-        if (!options.formats.empty() && std::ranges::find(options.formats, named.name) == options.formats.end()) continue;
+        if (!options.formats.empty() && std::ranges::find(options.formats, named.name) == options.formats.end())
+            continue;
         Limits limits;
         measure_limits(pool, arena.get(), arena_bytes, limits);
         std::printf("limits: read %.1f GB/s, int8 %.0f GOPS, bf16 %.0f GFLOPS, fp32 %.0f GFLOPS\n", limits.read * 1e-9,

@@ -16,9 +16,12 @@ int64_t padded_width(int64_t width) { return (width + GROUP_VALUES - 1) / GROUP_
 ActivationKind activation_kind(FormatId format) {
     switch (format) {
         case FormatId::F32:
-        case FormatId::F16: return ActivationKind::F32;
-        case FormatId::BF16: return ActivationKind::Bf16;
-        default: return ActivationKind::Int8;
+        case FormatId::F16:
+            return ActivationKind::F32;
+        case FormatId::BF16:
+            return ActivationKind::Bf16;
+        default:
+            return ActivationKind::Int8;
     }
 }
 

@@ -15,8 +15,21 @@ namespace ridgeline {
 
 // Numbers are those of GGUF files (quant/formats.py).
 enum class FormatId : int32_t {
-    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13,
-    Q6_K = 14, IQ4_NL = 20, BF16 = 30, MXFP4 = 39,
+    F32 = 0,
+    F16 = 1,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    IQ4_NL = 20,
+    BF16 = 30,
+    MXFP4 = 39,
 };
 
 enum class ActivationKind : int32_t { Int8 = 0, Bf16 = 1, F32 = 2 };
@@ -25,8 +38,8 @@ constexpr int64_t TILE_ROWS = 16;
 
 struct PackedMatrix {
     FormatId format;
-    int64_t rows;   // outputs; tiles lie in pairs, and what the rows do not fill of the last pair is zero weights
-    int64_t width;  // inputs; a multiple of the format's block
+    int64_t rows;         // outputs; tiles lie in pairs, and what the rows do not fill of the last pair is zero weights
+    int64_t width;        // inputs; a multiple of the format's block
     const uint8_t* data;  // 64-byte aligned
 };
 
@@ -36,8 +49,8 @@ constexpr int PACKED_LAYOUT_VERSION = 4;
 int64_t num_tiles(const PackedMatrix& matrix);
 // Bytes of the packed form, a multiple of 64.
 size_t packed_bytes(FormatId format, int64_t rows, int64_t width);
-// Packs tiles [tile_begin, tile_end) of a matrix whose file bytes (rows after one another) are `source`. A pair of tiles
-// (2i, 2i + 1) is written by the call whose range has the first of them.
+// Packs tiles [tile_begin, tile_end) of a matrix whose file bytes (rows after one another) are `source`. A pair of
+// tiles (2i, 2i + 1) is written by the call whose range has the first of them.
 void pack_tiles(FormatId format, int64_t rows, int64_t width, const uint8_t* source, uint8_t* packed,
                 int64_t tile_begin, int64_t tile_end);
 // Dequantises packed rows to float: the embedding lookup, and the oracle of the tests. out[i] is row_ids[i].
@@ -56,8 +69,8 @@ void prepare_activations(ActivationKind kind, const float* x, int64_t x_stride, 
 size_t activation_offset_bytes(ActivationKind kind, int64_t column);
 
 struct Epilogue {
-    const float* bias = nullptr;      // [rows] added, or null
-    bool accumulate = false;          // y += instead of y = (the residual stream); the addition is the last operation
+    const float* bias = nullptr;  // [rows] added, or null
+    bool accumulate = false;      // y += instead of y = (the residual stream); the addition is the last operation
 };
 
 // y[t * y_stride + f] for all num_rows t and the f of tiles [tile_begin, tile_end). Called by each thread on its range.
@@ -69,7 +82,8 @@ void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_row
 const char* instruction_set();
 bool set_instruction_set(const char* name);
 
-// Loops that measure the chip's roofline, run on `thread` of a pool; each returns operations or bytes done in `seconds`.
+// Loops that measure the chip's roofline, run on `thread` of a pool; each returns operations or bytes done in
+// `seconds`.
 double measure_read_bytes(const uint8_t* buffer, size_t bytes, double seconds, int thread_index, int num_threads);
 double measure_int8_operations(double seconds);
 double measure_bf16_operations(double seconds);

@@ -37,8 +37,9 @@ struct F32 {
 struct Bf16 {
     static constexpr int inputs = 2;
     static __m256 part(__m256i both, int index) {
-        return _mm256_castsi256_ps(index == 0 ? _mm256_slli_epi32(both, 16)
-                                              : _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+        return _mm256_castsi256_ps(index == 0
+                                       ? _mm256_slli_epi32(both, 16)
+                                       : _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
     }
     static __m256 load(const uint8_t* weights, int index) {
         return part(_mm256_load_si256(reinterpret_cast<const __m256i*>(weights)), index);
@@ -87,12 +88,24 @@ void multiply_plain(const uint8_t* records, int64_t num_groups, const uint8_t* p
             const uint8_t* x = prepared + group * inputs_of_group * 4;
             float* to = sums + tile * TILE_ROWS;
             switch (num_rows) {
-                case 1: multiply_tile<Weights, 1>(weights, inputs_of_group, x, row_bytes, to); break;
-                case 2: multiply_tile<Weights, 2>(weights, inputs_of_group, x, row_bytes, to); break;
-                case 3: multiply_tile<Weights, 3>(weights, inputs_of_group, x, row_bytes, to); break;
-                case 4: multiply_tile<Weights, 4>(weights, inputs_of_group, x, row_bytes, to); break;
-                case 5: multiply_tile<Weights, 5>(weights, inputs_of_group, x, row_bytes, to); break;
-                default: multiply_tile<Weights, 6>(weights, inputs_of_group, x, row_bytes, to); break;
+                case 1:
+                    multiply_tile<Weights, 1>(weights, inputs_of_group, x, row_bytes, to);
+                    break;
+                case 2:
+                    multiply_tile<Weights, 2>(weights, inputs_of_group, x, row_bytes, to);
+                    break;
+                case 3:
+                    multiply_tile<Weights, 3>(weights, inputs_of_group, x, row_bytes, to);
+                    break;
+                case 4:
+                    multiply_tile<Weights, 4>(weights, inputs_of_group, x, row_bytes, to);
+                    break;
+                case 5:
+                    multiply_tile<Weights, 5>(weights, inputs_of_group, x, row_bytes, to);
+                    break;
+                default:
+                    multiply_tile<Weights, 6>(weights, inputs_of_group, x, row_bytes, to);
+                    break;
             }
         }
     }
@@ -140,7 +153,7 @@ void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
     }
 }
 
-#define ALL_YMM                                                                                                      \
+#define ALL_YMM \
     "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm14", "ymm15"
 
 // Multiply, widen, add: what AVX2 has for four products of bytes.

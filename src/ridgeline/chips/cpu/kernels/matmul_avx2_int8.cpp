@@ -68,7 +68,8 @@ inline float scaled_sum(const ActivationGroup& group, int part) {
 // Int32 products of 8 outputs with the activations that share scale `part`. `codes` points to the outputs' half of the
 // code lines.
 template <Traits t, bool vnni, int rows>
-inline void multiply_part(const uint8_t* codes, const ActivationGroup* const groups[rows], int part, __m256i dots[rows]) {
+inline void multiply_part(const uint8_t* codes, const ActivationGroup* const groups[rows], int part,
+                          __m256i dots[rows]) {
     constexpr int num_lines = 8 / t.num_scales;
     const __m256i ones = _mm256_set1_epi16(1);
     const int first = part * num_lines;
@@ -142,31 +143,50 @@ template <Traits t, bool vnni>
 void multiply(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
               float* sums, const Ahead& ahead) {
     switch (num_rows) {
-        case 1: return multiply_rows<t, vnni, 1>(records, num_groups, prepared, row_bytes, sums, ahead);
-        case 2: return multiply_rows<t, vnni, 2>(records, num_groups, prepared, row_bytes, sums, ahead);
-        case 3: return multiply_rows<t, vnni, 3>(records, num_groups, prepared, row_bytes, sums, ahead);
-        case 4: return multiply_rows<t, vnni, 4>(records, num_groups, prepared, row_bytes, sums, ahead);
-        case 5: return multiply_rows<t, vnni, 5>(records, num_groups, prepared, row_bytes, sums, ahead);
-        default: return multiply_rows<t, vnni, 6>(records, num_groups, prepared, row_bytes, sums, ahead);
+        case 1:
+            return multiply_rows<t, vnni, 1>(records, num_groups, prepared, row_bytes, sums, ahead);
+        case 2:
+            return multiply_rows<t, vnni, 2>(records, num_groups, prepared, row_bytes, sums, ahead);
+        case 3:
+            return multiply_rows<t, vnni, 3>(records, num_groups, prepared, row_bytes, sums, ahead);
+        case 4:
+            return multiply_rows<t, vnni, 4>(records, num_groups, prepared, row_bytes, sums, ahead);
+        case 5:
+            return multiply_rows<t, vnni, 5>(records, num_groups, prepared, row_bytes, sums, ahead);
+        default:
+            return multiply_rows<t, vnni, 6>(records, num_groups, prepared, row_bytes, sums, ahead);
     }
 }
 
 template <bool vnni>
 MultiplyFunction choose(FormatId format) {
     switch (format) {
-        case FormatId::Q4_0: return multiply<traits(FormatId::Q4_0), vnni>;
-        case FormatId::Q4_1: return multiply<traits(FormatId::Q4_1), vnni>;
-        case FormatId::Q5_0: return multiply<traits(FormatId::Q5_0), vnni>;
-        case FormatId::Q5_1: return multiply<traits(FormatId::Q5_1), vnni>;
-        case FormatId::Q8_0: return multiply<traits(FormatId::Q8_0), vnni>;
-        case FormatId::Q2_K: return multiply<traits(FormatId::Q2_K), vnni>;
-        case FormatId::Q3_K: return multiply<traits(FormatId::Q3_K), vnni>;
-        case FormatId::Q4_K: return multiply<traits(FormatId::Q4_K), vnni>;
-        case FormatId::Q5_K: return multiply<traits(FormatId::Q5_K), vnni>;
-        case FormatId::Q6_K: return multiply<traits(FormatId::Q6_K), vnni>;
-        case FormatId::IQ4_NL: return multiply<traits(FormatId::IQ4_NL), vnni>;
-        case FormatId::MXFP4: return multiply<traits(FormatId::MXFP4), vnni>;
-        default: return nullptr;
+        case FormatId::Q4_0:
+            return multiply<traits(FormatId::Q4_0), vnni>;
+        case FormatId::Q4_1:
+            return multiply<traits(FormatId::Q4_1), vnni>;
+        case FormatId::Q5_0:
+            return multiply<traits(FormatId::Q5_0), vnni>;
+        case FormatId::Q5_1:
+            return multiply<traits(FormatId::Q5_1), vnni>;
+        case FormatId::Q8_0:
+            return multiply<traits(FormatId::Q8_0), vnni>;
+        case FormatId::Q2_K:
+            return multiply<traits(FormatId::Q2_K), vnni>;
+        case FormatId::Q3_K:
+            return multiply<traits(FormatId::Q3_K), vnni>;
+        case FormatId::Q4_K:
+            return multiply<traits(FormatId::Q4_K), vnni>;
+        case FormatId::Q5_K:
+            return multiply<traits(FormatId::Q5_K), vnni>;
+        case FormatId::Q6_K:
+            return multiply<traits(FormatId::Q6_K), vnni>;
+        case FormatId::IQ4_NL:
+            return multiply<traits(FormatId::IQ4_NL), vnni>;
+        case FormatId::MXFP4:
+            return multiply<traits(FormatId::MXFP4), vnni>;
+        default:
+            return nullptr;
     }
 }
 

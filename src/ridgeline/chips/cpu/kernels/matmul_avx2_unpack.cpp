@@ -103,9 +103,12 @@ inline void store_line(uint8_t* p, Line line) {
 }
 
 inline __m128i load_16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-inline __m128i low_bits(__m128i values, int mask) { return _mm_and_si128(values, _mm_set1_epi8(static_cast<char>(mask))); }
+inline __m128i low_bits(__m128i values, int mask) {
+    return _mm_and_si128(values, _mm_set1_epi8(static_cast<char>(mask)));
+}
 
-// The six bits of Q3_K's scale i of 16 (see ggml's layout): low four from the first eight bytes, high two from the rest.
+// The six bits of Q3_K's scale i of 16 (see ggml's layout): low four from the first eight bytes, high two from the
+// rest.
 inline __m128i six_bits_of_16(const uint8_t* scales, int i) {
     const __m128i low = load_16(scales + i % 8 * 16), high = load_16(scales + (8 + i % 4) * 16);
     const __m128i low_four = low_bits(i < 8 ? low : _mm_srli_epi16(low, 4), 15);
@@ -118,8 +121,7 @@ inline __m128i six_bits_of_8(const uint8_t* scales, int part, int i) {
     const __m128i own = load_16(scales + (4 * part + i % 4) * 16);
     if (i < 4) return low_bits(own, 63);
     const __m128i both = load_16(scales + (4 + i) * 16);
-    return _mm_or_si128(low_bits(part == 0 ? both : _mm_srli_epi16(both, 4), 15),
-                        low_bits(_mm_srli_epi16(own, 2), 48));
+    return _mm_or_si128(low_bits(part == 0 ? both : _mm_srli_epi16(both, 4), 15), low_bits(_mm_srli_epi16(own, 2), 48));
 }
 
 // Scales and minimums of one group of a tile, to its half of the record.
@@ -182,19 +184,32 @@ void unpack(const uint8_t* pair, int64_t first_group, int64_t count, int64_t num
 
 UnpackFunction unpack_function(FormatId format) {
     switch (format) {
-        case FormatId::Q4_0: return unpack<FormatId::Q4_0>;
-        case FormatId::Q4_1: return unpack<FormatId::Q4_1>;
-        case FormatId::Q5_0: return unpack<FormatId::Q5_0>;
-        case FormatId::Q5_1: return unpack<FormatId::Q5_1>;
-        case FormatId::Q8_0: return unpack<FormatId::Q8_0>;
-        case FormatId::Q2_K: return unpack<FormatId::Q2_K>;
-        case FormatId::Q3_K: return unpack<FormatId::Q3_K>;
-        case FormatId::Q4_K: return unpack<FormatId::Q4_K>;
-        case FormatId::Q5_K: return unpack<FormatId::Q5_K>;
-        case FormatId::Q6_K: return unpack<FormatId::Q6_K>;
-        case FormatId::IQ4_NL: return unpack<FormatId::IQ4_NL>;
-        case FormatId::MXFP4: return unpack<FormatId::MXFP4>;
-        default: return nullptr;
+        case FormatId::Q4_0:
+            return unpack<FormatId::Q4_0>;
+        case FormatId::Q4_1:
+            return unpack<FormatId::Q4_1>;
+        case FormatId::Q5_0:
+            return unpack<FormatId::Q5_0>;
+        case FormatId::Q5_1:
+            return unpack<FormatId::Q5_1>;
+        case FormatId::Q8_0:
+            return unpack<FormatId::Q8_0>;
+        case FormatId::Q2_K:
+            return unpack<FormatId::Q2_K>;
+        case FormatId::Q3_K:
+            return unpack<FormatId::Q3_K>;
+        case FormatId::Q4_K:
+            return unpack<FormatId::Q4_K>;
+        case FormatId::Q5_K:
+            return unpack<FormatId::Q5_K>;
+        case FormatId::Q6_K:
+            return unpack<FormatId::Q6_K>;
+        case FormatId::IQ4_NL:
+            return unpack<FormatId::IQ4_NL>;
+        case FormatId::MXFP4:
+            return unpack<FormatId::MXFP4>;
+        default:
+            return nullptr;
     }
 }
 

@@ -69,12 +69,18 @@ void multiply_f32(const uint8_t* weights, int64_t num_groups, const uint8_t* pre
                   float* sums, const Ahead& ahead) {
     const int64_t count = num_groups * GROUP_VALUES;
     switch (num_rows) {
-        case 1: return multiply_f32_rows<1, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 2: return multiply_f32_rows<2, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 3: return multiply_f32_rows<3, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 4: return multiply_f32_rows<4, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 5: return multiply_f32_rows<5, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        default: return multiply_f32_rows<6, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 1:
+            return multiply_f32_rows<1, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 2:
+            return multiply_f32_rows<2, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 3:
+            return multiply_f32_rows<3, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 4:
+            return multiply_f32_rows<4, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        case 5:
+            return multiply_f32_rows<5, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+        default:
+            return multiply_f32_rows<6, Weights>(weights, count, prepared, row_bytes, sums, ahead);
     }
 }
 

@@ -5,9 +5,9 @@
 //   zmm26, 27  four activations broadcast; later scale of the activations times that of the weights
 //   zmm28, 29  scales of tile 0 and 1, then minimums
 //   zmm30      FLOAT_BIAS, to begin int32 products with and to make them floats
-// Loops of at most four rows have zmm8..11, zmm20..23 and zmm31 for other uses. Operands: x0 and x1 point to row 0 and 3
-// of the activations (at the group), stride is that of the rows.
-// The order of the operations on one output is that of the portable kernel, so are the bits.
+// Loops of at most four rows have zmm8..11, zmm20..23 and zmm31 for other uses. Operands: x0 and x1 point to row 0 and
+// 3 of the activations (at the group), stride is that of the rows. The order of the operations on one output is that of
+// the portable kernel, so are the bits.
 //
 // Why assembly: gcc 12 moves the accumulators of _mm512_dpbusd_epi32 to the stack and back at nearly every step, which
 // halves the speed.

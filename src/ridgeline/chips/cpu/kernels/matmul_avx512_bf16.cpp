@@ -47,12 +47,18 @@ void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* pr
                    float* sums, const Ahead& ahead) {
     const int64_t num_pairs = num_groups * GROUP_VALUES / 2;
     switch (num_rows) {
-        case 1: return multiply_rows<1>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 2: return multiply_rows<2>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 3: return multiply_rows<3>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 4: return multiply_rows<4>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 5: return multiply_rows<5>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        default: return multiply_rows<6>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 1:
+            return multiply_rows<1>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 2:
+            return multiply_rows<2>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 3:
+            return multiply_rows<3>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 4:
+            return multiply_rows<4>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        case 5:
+            return multiply_rows<5>(records, num_pairs, prepared, row_bytes, sums, ahead);
+        default:
+            return multiply_rows<6>(records, num_pairs, prepared, row_bytes, sums, ahead);
     }
 }
 

@@ -12,16 +12,14 @@ namespace {
 
 // Masks and code book of a format. Its code lines are made in zmm24 (tile 0) and zmm25 (tile 1).
 struct Constants {
-    uint32_t low;   // zmm8: the bits that come from the first plane
-    uint32_t all;   // zmm9: all bits of a code
+    uint32_t low;      // zmm8: the bits that come from the first plane
+    uint32_t all;      // zmm9: all bits of a code
     uint8_t book[16];  // zmm20
 };
 
 constexpr uint32_t in_every_byte(uint32_t value) { return value * 0x01010101u; }
 
-constexpr Constants make_constants(uint32_t low, uint32_t all) {
-    return {in_every_byte(low), in_every_byte(all), {}};
-}
+constexpr Constants make_constants(uint32_t low, uint32_t all) { return {in_every_byte(low), in_every_byte(all), {}}; }
 
 constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
     Constants constants{in_every_byte(15), 0, {}};
@@ -272,19 +270,32 @@ void multiply(const uint8_t* groups, const uint8_t* scales, int64_t num_groups, 
 
 MultiplyDirectFunction direct_function(FormatId format) {
     switch (format) {
-        case FormatId::Q4_0: return multiply<FormatId::Q4_0, nibble, NIBBLE_CONSTANTS>;
-        case FormatId::Q4_1: return multiply<FormatId::Q4_1, nibble_minimum, NIBBLE_CONSTANTS>;
-        case FormatId::Q5_0: return multiply<FormatId::Q5_0, five, FIVE_CONSTANTS>;
-        case FormatId::Q5_1: return multiply<FormatId::Q5_1, five_minimum, FIVE_CONSTANTS>;
-        case FormatId::Q8_0: return multiply<FormatId::Q8_0, byte, NIBBLE_CONSTANTS>;
-        case FormatId::Q2_K: return multiply<FormatId::Q2_K, two_minimum, TWO_CONSTANTS>;
-        case FormatId::Q3_K: return multiply<FormatId::Q3_K, three, THREE_CONSTANTS>;
-        case FormatId::Q4_K: return multiply<FormatId::Q4_K, nibble_minimum, NIBBLE_CONSTANTS>;
-        case FormatId::Q5_K: return multiply<FormatId::Q5_K, five_minimum, FIVE_CONSTANTS>;
-        case FormatId::Q6_K: return multiply<FormatId::Q6_K, six, SIX_CONSTANTS>;
-        case FormatId::IQ4_NL: return multiply<FormatId::IQ4_NL, book, IQ4_NL_CONSTANTS>;
-        case FormatId::MXFP4: return multiply<FormatId::MXFP4, book, MXFP4_CONSTANTS>;
-        default: return nullptr;
+        case FormatId::Q4_0:
+            return multiply<FormatId::Q4_0, nibble, NIBBLE_CONSTANTS>;
+        case FormatId::Q4_1:
+            return multiply<FormatId::Q4_1, nibble_minimum, NIBBLE_CONSTANTS>;
+        case FormatId::Q5_0:
+            return multiply<FormatId::Q5_0, five, FIVE_CONSTANTS>;
+        case FormatId::Q5_1:
+            return multiply<FormatId::Q5_1, five_minimum, FIVE_CONSTANTS>;
+        case FormatId::Q8_0:
+            return multiply<FormatId::Q8_0, byte, NIBBLE_CONSTANTS>;
+        case FormatId::Q2_K:
+            return multiply<FormatId::Q2_K, two_minimum, TWO_CONSTANTS>;
+        case FormatId::Q3_K:
+            return multiply<FormatId::Q3_K, three, THREE_CONSTANTS>;
+        case FormatId::Q4_K:
+            return multiply<FormatId::Q4_K, nibble_minimum, NIBBLE_CONSTANTS>;
+        case FormatId::Q5_K:
+            return multiply<FormatId::Q5_K, five_minimum, FIVE_CONSTANTS>;
+        case FormatId::Q6_K:
+            return multiply<FormatId::Q6_K, six, SIX_CONSTANTS>;
+        case FormatId::IQ4_NL:
+            return multiply<FormatId::IQ4_NL, book, IQ4_NL_CONSTANTS>;
+        case FormatId::MXFP4:
+            return multiply<FormatId::MXFP4, book, MXFP4_CONSTANTS>;
+        default:
+            return nullptr;
     }
 }
 

@@ -213,19 +213,32 @@ FormatKernels unpackers(FormatId format) {
         return kernels;
     };
     switch (format) {
-        case FormatId::Q4_0: return both(unpack<FormatId::Q4_0>, unpack_scales<FormatId::Q4_0>);
-        case FormatId::Q4_1: return both(unpack<FormatId::Q4_1>, unpack_scales<FormatId::Q4_1>);
-        case FormatId::Q5_0: return both(unpack<FormatId::Q5_0>, unpack_scales<FormatId::Q5_0>);
-        case FormatId::Q5_1: return both(unpack<FormatId::Q5_1>, unpack_scales<FormatId::Q5_1>);
-        case FormatId::Q8_0: return both(unpack<FormatId::Q8_0>, unpack_scales<FormatId::Q8_0>);
-        case FormatId::Q2_K: return both(unpack<FormatId::Q2_K>, unpack_scales<FormatId::Q2_K>);
-        case FormatId::Q3_K: return both(unpack<FormatId::Q3_K>, unpack_scales<FormatId::Q3_K>);
-        case FormatId::Q4_K: return both(unpack<FormatId::Q4_K>, unpack_scales<FormatId::Q4_K>);
-        case FormatId::Q5_K: return both(unpack<FormatId::Q5_K>, unpack_scales<FormatId::Q5_K>);
-        case FormatId::Q6_K: return both(unpack<FormatId::Q6_K>, unpack_scales<FormatId::Q6_K>);
-        case FormatId::IQ4_NL: return both(unpack<FormatId::IQ4_NL>, unpack_scales<FormatId::IQ4_NL>);
-        case FormatId::MXFP4: return both(unpack<FormatId::MXFP4>, unpack_scales<FormatId::MXFP4>);
-        default: return {};
+        case FormatId::Q4_0:
+            return both(unpack<FormatId::Q4_0>, unpack_scales<FormatId::Q4_0>);
+        case FormatId::Q4_1:
+            return both(unpack<FormatId::Q4_1>, unpack_scales<FormatId::Q4_1>);
+        case FormatId::Q5_0:
+            return both(unpack<FormatId::Q5_0>, unpack_scales<FormatId::Q5_0>);
+        case FormatId::Q5_1:
+            return both(unpack<FormatId::Q5_1>, unpack_scales<FormatId::Q5_1>);
+        case FormatId::Q8_0:
+            return both(unpack<FormatId::Q8_0>, unpack_scales<FormatId::Q8_0>);
+        case FormatId::Q2_K:
+            return both(unpack<FormatId::Q2_K>, unpack_scales<FormatId::Q2_K>);
+        case FormatId::Q3_K:
+            return both(unpack<FormatId::Q3_K>, unpack_scales<FormatId::Q3_K>);
+        case FormatId::Q4_K:
+            return both(unpack<FormatId::Q4_K>, unpack_scales<FormatId::Q4_K>);
+        case FormatId::Q5_K:
+            return both(unpack<FormatId::Q5_K>, unpack_scales<FormatId::Q5_K>);
+        case FormatId::Q6_K:
+            return both(unpack<FormatId::Q6_K>, unpack_scales<FormatId::Q6_K>);
+        case FormatId::IQ4_NL:
+            return both(unpack<FormatId::IQ4_NL>, unpack_scales<FormatId::IQ4_NL>);
+        case FormatId::MXFP4:
+            return both(unpack<FormatId::MXFP4>, unpack_scales<FormatId::MXFP4>);
+        default:
+            return {};
     }
 }
 

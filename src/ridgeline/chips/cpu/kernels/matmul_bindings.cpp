@@ -5,9 +5,9 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <atomic>
 #include <new>
 #include <vector>
 
@@ -108,12 +108,10 @@ void bind_matmul(nanobind::module_& module) {
                "The packed form of a matrix whose file bytes are `source`; `format` is the number in GGUF files.");
     module.def("unpack_rows", &unpack, nb::arg("format"), nb::arg("rows"), nb::arg("width"), nb::arg("packed"),
                nb::arg("row_ids"), "Rows of a packed matrix as floats.");
-    module.def("activation_kind", [](int format) {
-        return static_cast<int>(activation_kind(static_cast<FormatId>(format)));
-    });
-    module.def("activation_row_bytes", [](int kind, int64_t width) {
-        return activation_row_bytes(static_cast<ActivationKind>(kind), width);
-    });
+    module.def("activation_kind",
+               [](int format) { return static_cast<int>(activation_kind(static_cast<FormatId>(format))); });
+    module.def("activation_row_bytes",
+               [](int kind, int64_t width) { return activation_row_bytes(static_cast<ActivationKind>(kind), width); });
     module.def("prepare", &prepare, nb::arg("kind"), nb::arg("x"), "Prepared rows of activations.");
     module.def("matmul", &multiply, nb::arg("format"), nb::arg("rows"), nb::arg("width"), nb::arg("packed"),
                nb::arg("prepared"), nb::arg("y"), nb::arg("bias") = nb::none(), nb::arg("accumulate") = false,

@@ -1,7 +1,7 @@
 // What an instruction set provides for the products, and the form in which weights reach its inner loops.
 //
-// The inner loops work on a pair of tiles (32 outputs) at a time. For few rows they read the packed pair; for many, a slab
-// of its inputs is first unpacked into records, one for each group of 32 inputs, in first-level cache:
+// The inner loops work on a pair of tiles (32 outputs) at a time. For few rows they read the packed pair; for many, a
+// slab of its inputs is first unpacked into records, one for each group of 32 inputs, in first-level cache:
 //   int8 formats   of tile 0, then of tile 1: codes (8 lines of 16 rows x 4 inputs), for each scale of the group a
 //                  line of 16 floats, then the minimums in the same way
 //   f16            for each input 16 floats of tile 0 and 16 of tile 1

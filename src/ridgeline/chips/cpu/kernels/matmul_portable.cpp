@@ -24,9 +24,9 @@ void unpack_group(const uint8_t* run, int tile, int group, int64_t run_groups, u
     float* minimums = scales + TILE_ROWS * layout.scales_per_group;
     for (int i = 0; i < layout.scales_per_group; ++i) {
         for (int row = 0; row < TILE_ROWS; ++row) {
-            const Scale scale = read_scale<format>(run + layout.header_offset(tile),
-                                                   run + layout.scale_offset(tile, group),
-                                                   group * layout.scales_per_group + i, row);
+            const Scale scale =
+                read_scale<format>(run + layout.header_offset(tile), run + layout.scale_offset(tile, group),
+                                   group * layout.scales_per_group + i, row);
             scales[i * TILE_ROWS + row] = scale.scale;
             if (layout.has_minimum) minimums[i * TILE_ROWS + row] = scale.minimum;
         }
@@ -77,8 +77,8 @@ void add_group(const uint8_t* half, const ActivationGroup& group, float* sums) {
 }
 
 template <FormatId format>
-void multiply_int8(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                   int num_rows, float* sums, const Ahead&) {
+void multiply_int8(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
+                   float* sums, const Ahead&) {
     for (int64_t index = 0; index < num_groups; ++index, records += record_bytes(format)) {
         for (int row = 0; row < num_rows; ++row) {
             const auto& group = reinterpret_cast<const ActivationGroup*>(prepared + row * row_bytes)[index];
@@ -96,8 +96,8 @@ void unpack_f16(const uint8_t* pair, int64_t first_group, int64_t count, int64_t
     for (int64_t i = 0; i < count * GROUP_VALUES * PAIR_ROWS; ++i) values[i] = half_to_float(source + 2 * i);
 }
 
-void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                  int num_rows, float* sums, const Ahead&) {
+void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
+                  float* sums, const Ahead&) {
     const auto* weights = reinterpret_cast<const float*>(records);
     for (int64_t i = 0; i < num_groups * GROUP_VALUES; ++i, weights += PAIR_ROWS) {
         for (int row = 0; row < num_rows; ++row) {
@@ -110,8 +110,8 @@ void multiply_f32(const uint8_t* records, int64_t num_groups, const uint8_t* pre
     }
 }
 
-void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                   int num_rows, float* sums, const Ahead&) {
+void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
+                   float* sums, const Ahead&) {
     for (int64_t i = 0; i < num_groups * GROUP_VALUES / 2; ++i, records += 2 * LINE_BYTES) {
         for (int row = 0; row < num_rows; ++row) {
             const uint8_t* x = prepared + row * row_bytes + 4 * i;

@@ -1,6 +1,7 @@
 // From the bytes of a file to packed tiles. Source of the file layouts: ggml's ggml-common.h and ggml-quants.c.
 //
-// Every format is read as words: words[v] holds the unsigned codes of the inputs 4v..4v+3 of a group of 32, a byte each.
+// Every format is read as words: words[v] holds the unsigned codes of the inputs 4v..4v+3 of a group of 32, a byte
+// each.
 #include <bit>
 #include <cstring>
 
@@ -203,21 +204,36 @@ void pack_plain_tile(const Source& source, int64_t value_bytes, int64_t values_t
 
 void pack_tile(FormatId format, const Source& source, uint8_t* pair, int tile) {
     switch (format) {
-        case FormatId::F32: return pack_plain_tile(source, 4, 1, pair, tile);
-        case FormatId::F16: return pack_plain_tile(source, 2, 1, pair, tile);
-        case FormatId::BF16: return pack_plain_tile(source, 2, 2, pair, tile);
-        case FormatId::Q4_0: return pack_quantised_tile<FormatId::Q4_0>(source, pair, tile);
-        case FormatId::Q4_1: return pack_quantised_tile<FormatId::Q4_1>(source, pair, tile);
-        case FormatId::Q5_0: return pack_quantised_tile<FormatId::Q5_0>(source, pair, tile);
-        case FormatId::Q5_1: return pack_quantised_tile<FormatId::Q5_1>(source, pair, tile);
-        case FormatId::Q8_0: return pack_quantised_tile<FormatId::Q8_0>(source, pair, tile);
-        case FormatId::Q2_K: return pack_quantised_tile<FormatId::Q2_K>(source, pair, tile);
-        case FormatId::Q3_K: return pack_quantised_tile<FormatId::Q3_K>(source, pair, tile);
-        case FormatId::Q4_K: return pack_quantised_tile<FormatId::Q4_K>(source, pair, tile);
-        case FormatId::Q5_K: return pack_quantised_tile<FormatId::Q5_K>(source, pair, tile);
-        case FormatId::Q6_K: return pack_quantised_tile<FormatId::Q6_K>(source, pair, tile);
-        case FormatId::IQ4_NL: return pack_quantised_tile<FormatId::IQ4_NL>(source, pair, tile);
-        case FormatId::MXFP4: return pack_quantised_tile<FormatId::MXFP4>(source, pair, tile);
+        case FormatId::F32:
+            return pack_plain_tile(source, 4, 1, pair, tile);
+        case FormatId::F16:
+            return pack_plain_tile(source, 2, 1, pair, tile);
+        case FormatId::BF16:
+            return pack_plain_tile(source, 2, 2, pair, tile);
+        case FormatId::Q4_0:
+            return pack_quantised_tile<FormatId::Q4_0>(source, pair, tile);
+        case FormatId::Q4_1:
+            return pack_quantised_tile<FormatId::Q4_1>(source, pair, tile);
+        case FormatId::Q5_0:
+            return pack_quantised_tile<FormatId::Q5_0>(source, pair, tile);
+        case FormatId::Q5_1:
+            return pack_quantised_tile<FormatId::Q5_1>(source, pair, tile);
+        case FormatId::Q8_0:
+            return pack_quantised_tile<FormatId::Q8_0>(source, pair, tile);
+        case FormatId::Q2_K:
+            return pack_quantised_tile<FormatId::Q2_K>(source, pair, tile);
+        case FormatId::Q3_K:
+            return pack_quantised_tile<FormatId::Q3_K>(source, pair, tile);
+        case FormatId::Q4_K:
+            return pack_quantised_tile<FormatId::Q4_K>(source, pair, tile);
+        case FormatId::Q5_K:
+            return pack_quantised_tile<FormatId::Q5_K>(source, pair, tile);
+        case FormatId::Q6_K:
+            return pack_quantised_tile<FormatId::Q6_K>(source, pair, tile);
+        case FormatId::IQ4_NL:
+            return pack_quantised_tile<FormatId::IQ4_NL>(source, pair, tile);
+        case FormatId::MXFP4:
+            return pack_quantised_tile<FormatId::MXFP4>(source, pair, tile);
     }
 }
 

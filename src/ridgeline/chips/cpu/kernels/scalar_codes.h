@@ -46,7 +46,8 @@ static inline float half_power(uint8_t exponent) {
     return exponent < 2 ? bits_to_float(0x00200000u << exponent) : bits_to_float((exponent - 1u) << 23);
 }
 
-// Scale `index` (of the run: one or two for each group) of a row of a tile, from where the layout has those of the group.
+// Scale `index` (of the run: one or two for each group) of a row of a tile, from where the layout has those of the
+// group.
 template <FormatId format>
 static inline Scale read_scale(const uint8_t* header, const uint8_t* scales, int index, int row) {
     const auto half = [row](const uint8_t* halves) { return half_to_float(halves + 2 * row); };

@@ -13,6 +13,7 @@ set(RIDGELINE_MATMUL_SOURCES
     matmul_avx512_int8.cpp
     matmul_avx512_unpack.cpp
     matmul_neon.cpp
+    matmul_neon_unpack.cpp
     matmul_portable.cpp
     pack.cpp
     roofline.cpp
@@ -35,6 +36,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_int8.cpp"
                       "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_unpack.cpp"
                APPEND PROPERTY COMPILE_OPTIONS -mavx2 -mfma -mf16c)
+endif()
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
+  set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_neon.cpp"
+               APPEND PROPERTY COMPILE_OPTIONS -march=armv8.2-a+dotprod)
 endif()
 find_package(Threads REQUIRED)
 set(RIDGELINE_MATMUL_LIBRARIES Threads::Threads)

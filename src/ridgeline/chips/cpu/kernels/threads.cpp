@@ -56,11 +56,11 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old, bool 
 
 struct ThreadPool::State {
     // Each on a cache line of its own: they are written by different threads at different times.
-    alignas(64) std::atomic<uint32_t> epoch{0};  // counts runs; workers wait for it to change
+    alignas(64) std::atomic<uint32_t> epoch{0};     // counts runs; workers wait for it to change
     alignas(64) std::atomic<uint32_t> finished{0};  // counts runs that all workers have finished
     alignas(64) std::atomic<int> working{0};
     alignas(64) std::atomic<int> arrived{0};
-    alignas(64) std::atomic<uint32_t> generation{0};  // counts barriers
+    alignas(64) std::atomic<uint32_t> generation{0};                 // counts barriers
     alignas(64) const std::function<void(int)>* function = nullptr;  // null: the workers end
     std::vector<std::thread> workers;
 

@@ -1,9 +1,11 @@
-// Where the parts of a packed matrix lie. Tiles of 16 output rows go in pairs (a matrix of an odd number of tiles has an
-// empty one at its end), and a pair is one sequential stream of 64-byte lines, since that is what memory gives fastest.
+// Where the parts of a packed matrix lie. Tiles of 16 output rows go in pairs (a matrix of an odd number of tiles has
+// an empty one at its end), and a pair is one sequential stream of 64-byte lines, since that is what memory gives
+// fastest.
 //
 // A pair is a sequence of runs of 8 groups of 32 inputs (the last run may be shorter): the scales of the run, then its
-// groups. A group holds the planes of its codes, by lines of tile 0 and tile 1 in turn. In a plane one 64-byte line holds,
-// at byte 4 * row + j, something of the inputs 4 * v + j, where v = 0..7 counts the eight "code lines" of the group:
+// groups. A group holds the planes of its codes, by lines of tile 0 and tile 1 in turn. In a plane one 64-byte line
+// holds, at byte 4 * row + j, something of the inputs 4 * v + j, where v = 0..7 counts the eight "code lines" of the
+// group:
 //   nibbles    four lines; line z has the low four bits of code line 2z in its low half, of 2z + 1 in its high half
 //   one bit    one line; bit v belongs to code line v
 //   two bits   two lines; line h has code lines 4h..4h+3, two bits each from the lowest up
@@ -26,11 +28,11 @@ constexpr int PAIR_ROWS = PAIR_TILES * static_cast<int>(TILE_ROWS);
 
 // Sizes are those of one tile, where nothing else is said.
 struct TileLayout {
-    int block_values;       // of the file
-    int block_bytes;        // of the file
-    int code_bits;          // 0 for plain formats
-    int scales_per_group;   // 0 for plain formats, 2 where 16 values share a scale
-    bool has_minimum;       // value = scale * code + minimum, else value = scale * (code - zero)
+    int block_values;      // of the file
+    int block_bytes;       // of the file
+    int code_bits;         // 0 for plain formats
+    int scales_per_group;  // 0 for plain formats, 2 where 16 values share a scale
+    bool has_minimum;      // value = scale * code + minimum, else value = scale * (code - zero)
     int zero;
     int group_scale_bytes;  // scales of a run: for each group, the tiles in turn,
     int run_scale_bytes;    // or for the whole run (which then is never short), one tile after the other;
@@ -72,6 +74,7 @@ static constexpr int64_t groups_in_run(int64_t first_group, int64_t num_groups) 
 
 static constexpr TileLayout tile_layout(FormatId format) {
     switch (format) {
+            // clang-format off
         //                        block     bits scales min  zero  scale    run  group
         case FormatId::F32:    return {1, 4,     0, 0, false, 0,   0, 0,    0,   2048};
         case FormatId::F16:    return {1, 2,     0, 0, false, 0,   0, 0,    0,   1024};
@@ -88,6 +91,7 @@ static constexpr TileLayout tile_layout(FormatId format) {
         case FormatId::Q6_K:   return {256, 210, 6, 2, false, 32,  0, 256,  32,  384};
         case FormatId::IQ4_NL: return {32, 18,   8, 1, false, 128, 32, 0,   0,   256};
         case FormatId::MXFP4:  return {32, 17,   5, 1, false, 16,  16, 0,   0,   256};
+            // clang-format on
     }
     return {};
 }
@@ -97,9 +101,9 @@ static constexpr TileLayout tile_layout(FormatId format) {
 constexpr uint8_t IQ4_NL_CODES[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t MXFP4_CODES[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
-// What int32 products may begin with: the bits of 1.5 * 2^23 as float. If the products stay below 2^22, as they do here,
-// the sum of both, read as a float, is 1.5 * 2^23 + products: a subtraction makes them a float, where a conversion would
-// take one of the two units that multiply.
+// What int32 products may begin with: the bits of 1.5 * 2^23 as float. If the products stay below 2^22, as they do
+// here, the sum of both, read as a float, is 1.5 * 2^23 + products: a subtraction makes them a float, where a
+// conversion would take one of the two units that multiply.
 constexpr int32_t FLOAT_BIAS = 0x4b400000;
 
 // One group of 32 activations.

@@ -19,8 +19,9 @@ void unpack_quantised(const uint8_t* pair, int row, int64_t width, float* out) {
         const uint8_t* run = pair + layout.run_offset(group / RUN_GROUPS);
         const uint8_t* planes = run + layout.group_offset(tile, in_run, groups_in_run(group - in_run, num_groups));
         for (int i = 0; i < layout.scales_per_group; ++i) {
-            const Scale scale = read_scale<format>(run + layout.header_offset(tile), run + layout.scale_offset(tile, in_run),
-                                                   in_run * layout.scales_per_group + i, row);
+            const Scale scale =
+                read_scale<format>(run + layout.header_offset(tile), run + layout.scale_offset(tile, in_run),
+                                   in_run * layout.scales_per_group + i, row);
             for (int k = i * values_per_scale; k < (i + 1) * values_per_scale; ++k) {
                 const int code = read_code<format>(planes, k / 4, 4 * row + k % 4);
                 out[k] = scale.scale * static_cast<float>(code - layout.zero);
@@ -52,21 +53,36 @@ using UnpackRow = void (*)(const uint8_t* pair, int row, int64_t width, float* o
 
 UnpackRow unpack_row_function(FormatId format) {
     switch (format) {
-        case FormatId::F32: return unpack_plain<FormatId::F32>;
-        case FormatId::F16: return unpack_plain<FormatId::F16>;
-        case FormatId::BF16: return unpack_plain<FormatId::BF16>;
-        case FormatId::Q4_0: return unpack_quantised<FormatId::Q4_0>;
-        case FormatId::Q4_1: return unpack_quantised<FormatId::Q4_1>;
-        case FormatId::Q5_0: return unpack_quantised<FormatId::Q5_0>;
-        case FormatId::Q5_1: return unpack_quantised<FormatId::Q5_1>;
-        case FormatId::Q8_0: return unpack_quantised<FormatId::Q8_0>;
-        case FormatId::Q2_K: return unpack_quantised<FormatId::Q2_K>;
-        case FormatId::Q3_K: return unpack_quantised<FormatId::Q3_K>;
-        case FormatId::Q4_K: return unpack_quantised<FormatId::Q4_K>;
-        case FormatId::Q5_K: return unpack_quantised<FormatId::Q5_K>;
-        case FormatId::Q6_K: return unpack_quantised<FormatId::Q6_K>;
-        case FormatId::IQ4_NL: return unpack_quantised<FormatId::IQ4_NL>;
-        case FormatId::MXFP4: return unpack_quantised<FormatId::MXFP4>;
+        case FormatId::F32:
+            return unpack_plain<FormatId::F32>;
+        case FormatId::F16:
+            return unpack_plain<FormatId::F16>;
+        case FormatId::BF16:
+            return unpack_plain<FormatId::BF16>;
+        case FormatId::Q4_0:
+            return unpack_quantised<FormatId::Q4_0>;
+        case FormatId::Q4_1:
+            return unpack_quantised<FormatId::Q4_1>;
+        case FormatId::Q5_0:
+            return unpack_quantised<FormatId::Q5_0>;
+        case FormatId::Q5_1:
+            return unpack_quantised<FormatId::Q5_1>;
+        case FormatId::Q8_0:
+            return unpack_quantised<FormatId::Q8_0>;
+        case FormatId::Q2_K:
+            return unpack_quantised<FormatId::Q2_K>;
+        case FormatId::Q3_K:
+            return unpack_quantised<FormatId::Q3_K>;
+        case FormatId::Q4_K:
+            return unpack_quantised<FormatId::Q4_K>;
+        case FormatId::Q5_K:
+            return unpack_quantised<FormatId::Q5_K>;
+        case FormatId::Q6_K:
+            return unpack_quantised<FormatId::Q6_K>;
+        case FormatId::IQ4_NL:
+            return unpack_quantised<FormatId::IQ4_NL>;
+        case FormatId::MXFP4:
+            return unpack_quantised<FormatId::MXFP4>;
     }
     return nullptr;
 }
