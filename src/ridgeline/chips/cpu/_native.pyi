@@ -13,6 +13,8 @@ _Floats = npt.NDArray[np.float32]
 _Indices = npt.NDArray[np.int32]
 
 PACKED_LAYOUT_VERSION: int
+REPEATED_ROWS: int
+"""How many rows a thread may prepare in its own memory."""
 
 class ThreadPool:
     def __init__(self, num_threads: int) -> None: ...

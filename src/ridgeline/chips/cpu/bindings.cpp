@@ -256,6 +256,7 @@ NB_MODULE(_native, m) {
     bind_values(m);
     bind_plan(m);
     m.attr("PACKED_LAYOUT_VERSION") = PACKED_LAYOUT_VERSION;
+    m.attr("REPEATED_ROWS") = Plan::REPEATED_ROWS;
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("set_instruction_set", [](const std::string& name) { return set_instruction_set(name.c_str()); }, "name"_a);
     m.def(

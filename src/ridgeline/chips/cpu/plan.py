@@ -269,7 +269,7 @@ class RecordWriter:
         own_offset = 0
         for other in range(form):
             if (value, other) in self._layout.regions:
-                own_offset += REPEATED_ROWS * int(_native.activation_row_bytes(other, value.width))
+                own_offset += _native.REPEATED_ROWS * _native.activation_row_bytes(other, value.width)
         return _native.PreparedPlace(form, region.offset_bytes, own_offset)
 
     def _part(self, product: Product, *, has_floats: bool) -> _native.Part:
@@ -281,7 +281,3 @@ class RecordWriter:
             bias_address=0 if product.bias is None else product.bias.address,
             accumulate=product.is_added_to is not None,
         )
-
-
-REPEATED_ROWS = 2
-"""How many rows a thread may prepare in its own memory; that of kernels/plan.h."""

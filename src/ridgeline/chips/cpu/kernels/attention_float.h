@@ -8,54 +8,97 @@ namespace ridgeline::RIDGELINE_ISA {
 
 constexpr int KEY_VECTORS = static_cast<int>(PAGE_SLOTS) / LANES;
 
+constexpr int AT_ONCE = 8;  // sums of one row that are kept in registers
+
+// Codes that lie in pairs, as floats.
+RIDGELINE_INLINE Pairs load_code_pairs(const uint8_t* p, bool is_signed) {
+    Shorts pairs;
+    std::memcpy(&pairs, p, sizeof pairs);
+    const Ints wide = __builtin_convertvector(pairs, Ints);
+    const Ints first = is_signed ? (wide << 24) >> 24 : wide & 0xff;
+    const Ints second = is_signed ? (wide << 16) >> 24 : wide >> 8;
+    return {__builtin_convertvector(first, Floats), __builtin_convertvector(second, Floats)};
+}
+
+static void unpack_codes(const Rows& rows, const uint8_t* block, float* keys, float* values) {
+    const Codes codes = codes_of(block, rows.head_width);
+    const int64_t stride = rows.stride;
+    for (int64_t c = 0; c < rows.head_width; c += 2)
+        for (int64_t slot = 0; slot < PAGE_SLOTS; slot += LANES) {
+            const Pairs code = load_code_pairs(codes.keys + c * PAGE_SLOTS + slot * 2, false);
+            float* at = keys + c * PAGE_SLOTS + slot;
+            store(at, codes.key_lows[c] + codes.key_scales[c] * code.first);
+            store(at + PAGE_SLOTS, codes.key_lows[c + 1] + codes.key_scales[c + 1] * code.second);
+        }
+    const uint8_t* value_codes = reinterpret_cast<const uint8_t*>(codes.values);
+    for (int64_t slot = 0; slot < PAGE_SLOTS; slot += 2)
+        for (int64_t c = 0; c < stride; c += LANES) {
+            const Pairs code = load_code_pairs(value_codes + slot * stride + c * 2, true);
+            store(values + slot * stride + c, codes.value_scales[slot] * code.first);
+            store(values + (slot + 1) * stride + c, codes.value_scales[slot + 1] * code.second);
+        }
+}
+
 // A page as float keys [C][64] and values [64][S], whatever it is kept as.
 static void unpack_page(const Rows& rows, KvFormat format, const Page& page, float* keys, float* values) {
     const int64_t width = rows.head_width, stride = rows.stride;
-    if (page.has_codes) {
-        const Codes codes = codes_of(page.block, width);
-        for (int64_t c = 0; c < width; ++c)
-            for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot)
-                keys[c * PAGE_SLOTS + slot] =
-                    codes.key_lows[c] + codes.key_scales[c] * codes.keys[c / 2 * 2 * PAGE_SLOTS + slot * 2 + c % 2];
-        for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot)
-            for (int64_t c = 0; c < stride; ++c)
-                values[slot * stride + c] =
-                    codes.value_scales[slot] * codes.values[slot / 2 * 2 * stride + c * 2 + slot % 2];
-        return;
-    }
+    if (page.has_codes) return unpack_codes(rows, page.block, keys, values);
     if (format == KvFormat::F32) {
         std::memcpy(keys, page.block, static_cast<size_t>((width + stride) * PAGE_SLOTS) * 4);
         return;
     }
     const uint16_t* source = reinterpret_cast<const uint16_t*>(page.block);
     for (int64_t c = 0; c < width; c += 2)
-        for (int64_t slot = 0; slot < PAGE_SLOTS; ++slot) {
-            keys[c * PAGE_SLOTS + slot] = from_bf16(source[c * PAGE_SLOTS + slot * 2]);
-            keys[(c + 1) * PAGE_SLOTS + slot] = from_bf16(source[c * PAGE_SLOTS + slot * 2 + 1]);
+        for (int64_t slot = 0; slot < PAGE_SLOTS; slot += LANES) {
+            const Pairs key = load_pairs(source + c * PAGE_SLOTS + slot * 2);
+            store(keys + c * PAGE_SLOTS + slot, key.first);
+            store(keys + (c + 1) * PAGE_SLOTS + slot, key.second);
         }
     source += width * PAGE_SLOTS;
     for (int64_t slot = 0; slot < PAGE_SLOTS; slot += 2)
-        for (int64_t c = 0; c < stride; ++c) {
-            values[slot * stride + c] = from_bf16(source[slot * stride + c * 2]);
-            values[(slot + 1) * stride + c] = from_bf16(source[slot * stride + c * 2 + 1]);
+        for (int64_t c = 0; c < stride; c += LANES) {
+            const Pairs value = load_pairs(source + slot * stride + c * 2);
+            store(values + slot * stride + c, value.first);
+            store(values + (slot + 1) * stride + c, value.second);
         }
+}
+
+// q . key for the keys of a page.
+RIDGELINE_INLINE void score(const Rows& rows, int64_t row, const float* keys, Floats* scores) {
+    constexpr int count = KEY_VECTORS < AT_ONCE ? KEY_VECTORS : AT_ONCE;
+    const float* q = rows.q + row * rows.stride;
+    for (int first = 0; first < KEY_VECTORS; first += count) {
+        Floats sums[count] = {};
+        for (int64_t c = 0; c < rows.head_width; ++c)
+            for (int j = 0; j < count; ++j) sums[j] += load(keys + c * PAGE_SLOTS + (first + j) * LANES) * q[c];
+        for (int j = 0; j < count; ++j) scores[first + j] = sums[j];
+    }
+}
+
+// weighted = weighted * shrink + weights . values, for V vectors of channels.
+template <int V>
+RIDGELINE_INLINE void add_values(const float* values, int64_t stride, int64_t num_slots, const float* weights,
+                                 float shrink, float* weighted) {
+    Floats sums[V];
+    for (int j = 0; j < V; ++j) sums[j] = load(weighted + j * LANES) * shrink;
+    for (int64_t slot = 0; slot < num_slots; ++slot)
+        for (int j = 0; j < V; ++j) sums[j] += load(values + slot * stride + j * LANES) * weights[slot];
+    for (int j = 0; j < V; ++j) store(weighted + j * LANES, sums[j]);
 }
 
 // The weights of one row's 64 keys, not yet divided by their sum, in `weights`; returns what older sums shrink by.
 static float weigh(const Rows& rows, int64_t row, const float* keys, int64_t first, int64_t last, float* weights) {
-    Floats scores[KEY_VECTORS] = {};
-    const float* q = rows.q + row * rows.stride;
-    for (int64_t c = 0; c < rows.head_width; ++c)
-        for (int j = 0; j < KEY_VECTORS; ++j) scores[j] += load(keys + c * PAGE_SLOTS + j * LANES) * q[c];
+    Floats scores[KEY_VECTORS];
+    score(rows, row, keys, scores);
     Floats peak = broadcast(MINUS_INFINITY);
     for (int j = 0; j < KEY_VECTORS; ++j) {
-        Floats score = scores[j] * rows.scale;
-        if (rows.softcap > 0) score = tanh_of(score / rows.softcap) * rows.softcap;
-        score = score * LOG2_E;
+        Floats scaled_score = scores[j] * rows.scale;
+        if (rows.softcap > 0) scaled_score = tanh_of(scaled_score / rows.softcap) * rows.softcap;
+        scaled_score = scaled_score * LOG2_E;
         Ints slot;
         for (int lane = 0; lane < LANES; ++lane) slot[lane] = j * LANES + lane;
         const Ints seen = (slot >= static_cast<int32_t>(first)) & (slot <= static_cast<int32_t>(last));
-        scores[j] = select(seen, score, broadcast(MINUS_INFINITY));
+        scores[j] = select(seen, scaled_score, broadcast(MINUS_INFINITY));
         peak = maximum(peak, scores[j]);
     }
     const float old_maximum = rows.maxima[row], new_peak = largest(peak);
@@ -85,11 +128,13 @@ static void attend_page_in_floats(const Rows& rows, KvFormat format, const Page&
         const float shrink = weigh(rows, row, keys, first, last, weights);
         const int64_t num_slots = last < PAGE_SLOTS - 1 ? last + 1 : PAGE_SLOTS;
         float* weighted = rows.weighted + row * rows.stride;
-        for (int64_t c = 0; c < rows.stride; c += LANES) {
-            Floats y = load(weighted + c) * shrink;
-            for (int64_t slot = 0; slot < num_slots; ++slot) y += load(values + slot * rows.stride + c) * weights[slot];
-            store(weighted + c, y);
-        }
+        int64_t c = 0;
+        for (; c + AT_ONCE * LANES <= rows.stride; c += AT_ONCE * LANES)
+            add_values<AT_ONCE>(values + c, rows.stride, num_slots, weights, shrink, weighted + c);
+        for (; c + 2 * LANES <= rows.stride; c += 2 * LANES)
+            add_values<2>(values + c, rows.stride, num_slots, weights, shrink, weighted + c);
+        for (; c < rows.stride; c += LANES)
+            add_values<1>(values + c, rows.stride, num_slots, weights, shrink, weighted + c);
     }
 }
 

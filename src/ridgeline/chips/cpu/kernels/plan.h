@@ -101,6 +101,9 @@ struct PlanLimits {
 
 class Plan {
   public:
+    // Up to this many rows, preparing them once more in each thread costs less than waiting for another thread.
+    static constexpr int64_t REPEATED_ROWS = 2;
+
     // `arena_bytes` is for the values of the records; the plan adds what attention and the threads need.
     Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLimits limits, int64_t arena_bytes);
 
@@ -150,9 +153,6 @@ class Plan {
     uint8_t* scratch(int thread) const { return scratch_.data() + thread * scratch_bytes_; }
     template <class Body>
     void share_tiles(size_t index, int64_t count, int64_t rows, int64_t most_at_once, int thread, Body body);
-
-    // Up to this many rows, preparing them once more in each thread costs less than waiting for another thread.
-    static constexpr int64_t REPEATED_ROWS = 2;
 
     std::shared_ptr<ThreadPool> pool_;
     std::vector<Record> records_;
