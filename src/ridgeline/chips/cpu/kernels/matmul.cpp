@@ -27,10 +27,9 @@ std::atomic<const InstructionSet*>& chosen_set() {
     return set;
 }
 
-// Up to this many rows, codes are taken straight from the packed pairs in passes of a few rows; above, they are first
+// With few rows, codes are taken straight from the packed pairs in passes of a few rows; with many, they are first
 // unpacked, a slab at a time, and all rows of a block use the slab. Slabs leave room for activations in first-level
 // cache. Measured on Zen 5.
-constexpr int64_t MAX_DIRECT_ROWS = 16;
 constexpr int64_t SLAB_RECORD_BYTES = 20 * 1024;
 constexpr int64_t MAX_SLAB_BYTES = RUN_GROUPS * MAX_RECORD_BYTES;  // a slab is at least a run
 static_assert(MAX_SLAB_BYTES >= SLAB_RECORD_BYTES);
@@ -111,7 +110,7 @@ void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t
     alignas(64) uint8_t records[MAX_SLAB_BYTES];
     const int64_t fit = SLAB_RECORD_BYTES / record_bytes(format) / RUN_GROUPS * RUN_GROUPS;
     // Where few rows come this way, they go by runs: what memory is asked for meanwhile must not crowd out the slab.
-    const int64_t slab_groups = num_rows <= MAX_DIRECT_ROWS || fit == 0 ? RUN_GROUPS : fit;
+    const int64_t slab_groups = num_rows <= kernels.max_direct_rows || fit == 0 ? RUN_GROUPS : fit;
     const int64_t calls = ceil_divide(num_rows, MAX_ROWS_PER_CALL);
     for (int64_t group = 0; group < num_groups; group += slab_groups) {
         const int64_t count = num_groups - group < slab_groups ? num_groups - group : slab_groups;
@@ -151,7 +150,7 @@ void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_row
             const Epilogue& epilogue, int64_t tile_begin, int64_t tile_end) {
     alignas(64) float sums[BLOCK_ROWS * PAIR_ROWS];
     const Product product(matrix);
-    const bool direct = product.kernels.multiply_direct != nullptr && num_rows <= MAX_DIRECT_ROWS;
+    const bool direct = product.kernels.multiply_direct != nullptr && num_rows <= product.kernels.max_direct_rows;
     for (int64_t first_row = 0; first_row < num_rows; first_row += BLOCK_ROWS) {
         const int64_t rows_now = num_rows - first_row < BLOCK_ROWS ? num_rows - first_row : BLOCK_ROWS;
         const uint8_t* rows = prepared + first_row * product.row_bytes;

@@ -64,6 +64,7 @@ struct FormatKernels {
     // For few rows, or null.
     UnpackScalesFunction unpack_scales = nullptr;  // null for plain formats
     MultiplyDirectFunction multiply_direct = nullptr;
+    int64_t max_direct_rows = 16;  // from how many on unpacking pays: it depends on the work of taking codes apart
 };
 
 struct InstructionSet {

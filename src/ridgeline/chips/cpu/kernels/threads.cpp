@@ -103,9 +103,14 @@ void ThreadPool::run(const std::function<void(int)>& function) {
         return;
     }
     const uint32_t before = state_->finished.load(std::memory_order_relaxed);
+    // Waits for the others also when the caller's own share throws: they use what the caller owns.
+    struct WaitForOthers {
+        State& state;
+        uint32_t before;
+        ~WaitForOthers() { wait_for_change(state.finished, before, true); }
+    } const wait_for_others{*state_, before};
     state_->start_epoch(&function, num_threads_ - 1);
     function(0);
-    wait_for_change(state_->finished, before, true);
 }
 
 void ThreadPool::barrier(int) {

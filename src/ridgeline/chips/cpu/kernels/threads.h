@@ -1,7 +1,7 @@
 // A pool of threads that spin briefly between the parts of a step, then sleep.
 //
 // A step is one call of `run`: every thread executes the same function with its own index, and the parts of the step
-// are separated by `barrier`. Within a part, work is handed out by `Share` (static ranges, the last part by stealing).
+// are separated by `barrier`. Within a part, work is shared out by `static_range`.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ class ThreadPool {
 
     int num_threads() const { return num_threads_; }
 
-    // Calls function(thread_index) once on every thread and returns when all are done. Not reentrant.
+    // Calls function(thread_index) once on every thread and returns when all are done. Not reentrant. The function may
+    // throw on the calling thread alone, and not where others wait at a barrier for it.
     void run(const std::function<void(int)>& function);
 
     // Inside `run`: returns when every thread has come here. Spins with pause, then yields.
