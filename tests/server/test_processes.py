@@ -209,14 +209,34 @@ def test_a_port_in_use(tmp_path, cache):
     assert "error: cannot listen on" in text and "hint:" in text and "Traceback" not in text
 
 
-def test_no_open_server_without_a_key(tmp_path, cache):
-    serving = Serving(tmp_path, cache, "--host", "0.0.0.0")
-    assert serving.end() == 2
-    assert "--api-key" in "".join(serving.lines)
-
-
-def test_a_model_that_cannot_be_loaded(tmp_path, cache):
-    serving = Serving(tmp_path, cache, "--memory", "1MB")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--host", "0.0.0.0"), "--api-key"),
+        (("--host", "0.0.0.0", "--api-key", ""), "an --api-key is empty"),
+        (("--api-key", " secret"), "spaces around it"),
+        (("--port", "65536"), "--port is 65536"),
+        (("--port", "-1"), "--port is -1"),
+        (("--memory", "1MB"), "1.00 MB were allowed"),
+    ],
+)
+def test_a_server_that_cannot_be(tmp_path, cache, arguments, words):
+    serving = Serving(tmp_path, cache, *arguments)
     assert serving.end() == 2
     text = "".join(serving.lines)
-    assert "error:" in text and "hint:" in text and "Traceback" not in text, text
+    assert words in text
+    assert all(line.startswith(("error: ", "hint: ")) for line in serving.lines), text
+
+
+def test_a_broken_tokenizer_ends_the_server(tmp_path, cache, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'serve' in sys.argv:\n"
+        "    from ridgeline.text import open as opening\n"
+        "    def broken(*arguments): raise ZeroDivisionError('a fault of ours')\n"
+        "    opening.open_text = broken\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")]))))
+    serving = Serving(tmp_path, cache)
+    assert serving.process.wait(20) == 1
+    assert serving.end() == 1 and "ZeroDivisionError: a fault of ours" in "".join(serving.lines)

@@ -6,10 +6,10 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ridgeline.server.errors import HttpError
+from ridgeline.server.errors import CLIENT_GONE, HttpError
 
 T = TypeVar("T")
 
@@ -18,9 +18,11 @@ _PLACE = re.compile(r" - at `\$\.?([^`]*)`")
 
 async def parsed_body(http: Request, kind: type[T]) -> T:
     """The request's JSON body as `kind`. Raises HttpError 400 that names the field."""
-    raw = await http.body()
     try:
+        raw = await http.body()
         return msgspec.json.decode(raw, type=kind)
+    except ClientDisconnect:
+        raise HttpError(CLIENT_GONE, "the client went before its request was whole") from None
     except msgspec.ValidationError as error:
         text = str(error)
         place = _PLACE.search(text)

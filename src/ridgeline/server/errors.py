@@ -20,6 +20,9 @@ from ridgeline.server.wire import ErrorAnswer, ErrorBody
 
 _log = logging.getLogger("ridgeline.server")
 
+CLIENT_GONE = 499
+"""nginx's status for an answer that nobody waits for."""
+
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -24,6 +24,7 @@ from ridgeline.server.front import ChatTokens, Front, Tokens
 from ridgeline.server.guard import GuardRules, key_digest
 
 MAX_HEADER_BYTES = 64 << 10
+MAX_PORT = (1 << 16) - 1
 _LOOPBACK_BINDS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -77,7 +78,8 @@ class Server:
         self._on_ready = on_ready
         self._socket = _listen(settings)
         self._uvicorn: uvicorn.Server | None = None
-        self._mistake: UserError | None = None
+        self._failure: Exception | None = None
+        """Why it ended by itself."""
 
     @property
     def url(self) -> str:
@@ -86,7 +88,7 @@ class Server:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self) -> None:
-        """Serve until a signal says to end. Raises the UserError for which the engine cannot start."""
+        """Serve until a signal says to end. Raises why the model cannot be opened: a UserError if it can be mended."""
         rules = GuardRules(
             key_digests=tuple(key_digest(key) for key in self._settings.api_keys),
             is_loopback_only=self._settings.host in _LOOPBACK_BINDS,
@@ -104,8 +106,8 @@ class Server:
         )
         self._uvicorn = _Uvicorn(config)
         self._uvicorn.run(sockets=[self._socket])
-        if self._mistake is not None:
-            raise self._mistake
+        if self._failure is not None:
+            raise self._failure
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -142,15 +144,24 @@ class Server:
             while self._engine.mistake is None:  # an engine that is started again may meet one
                 await asyncio.sleep(0.5)
             raise self._engine.mistake
-        except UserError as error:
-            self._mistake = error
+        except Exception as error:  # whatever it is, a server without a model does not go on
+            self._failure = error
             if not opening.done():
                 opening.set_exception(EngineDeadError("the model cannot be loaded; the server is ending"))
+                opening.exception()  # looked at, so that asyncio does not complain where nobody waits
             assert self._uvicorn is not None
             self._uvicorn.should_exit = True
 
 
 def _listen(settings: ServeSettings) -> socket.socket:
+    if any(not key.strip() or key != key.strip() for key in settings.api_keys):
+        raise UserError(
+            "an --api-key is empty, or has spaces around it",
+            hint="is the variable that holds it set? An empty key would let everyone in",
+            field="api_key",
+        )
+    if not 0 <= settings.port <= MAX_PORT:
+        raise UserError(f"--port is {settings.port}; it must be between 0 and {MAX_PORT}", field="port")
     if settings.host not in _LOOPBACK_BINDS and not settings.api_keys and not settings.may_be_open:
         raise UserError(
             f"--host {settings.host} would open the server to other machines without a key",

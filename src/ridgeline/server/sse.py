@@ -11,11 +11,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ridgeline.server.errors import HttpError, http_error_of
+from ridgeline.server.errors import CLIENT_GONE, HttpError, http_error_of
 
 KEEP_ALIVE_SECONDS = 15.0
-CLIENT_GONE = 499
-"""nginx's status for it."""
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
