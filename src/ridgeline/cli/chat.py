@@ -9,46 +9,46 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ridgeline.cli.options import engine_settings, said_sampling
+from ridgeline.cli.terminal import faint, for_terminal, history, read_message, tell_mistake, told_if_slow
 from ridgeline.cli.words import bytes_in_words, seconds_in_words
 from ridgeline.errors import UserError
 from ridgeline.llm import LLM
-from ridgeline.request.output import TokenChunk
+from ridgeline.request.output import FinishReason, TokenChunk
 from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.weights.cache_folder import default_cache_folder
 
 HELP = """\
 /help            this text
 /clear           forget the conversation
-/system TEXT     set the system message and forget the conversation
-/set NAME VALUE  change a sampling option: max_tokens, temperature, top_p, top_k, min_p, seed
+/system TEXT     set the system message and forget the conversation; without TEXT, have none
+/set NAME VALUE  change a sampling option: max_tokens, temperature, top_p, top_k, min_p, seed; without NAME, show them
 /quit            end (also: Ctrl-D); Ctrl-C stops an answer
 \"\"\" begins and ends a message of several lines"""
 
 SETTABLE: dict[str, type] = {
     "max_tokens": int, "temperature": float, "top_p": float, "top_k": int, "min_p": float, "seed": int,
 }  # fmt: skip
-HISTORY_LINES = 1000
 
 
 def run(options: argparse.Namespace) -> int:
-    """Talk."""
+    """Talk. Raises KeyboardInterrupt if the one answer that was asked for is stopped."""
     settings = engine_settings(options, "")
     sampling = {"max_tokens": None, **said_sampling(options)}
     SamplingParams(**sampling)  # an impossible option is told before the model is loaded
     begin = time.monotonic()
-    with LLM(
-        options.model,
-        chip=settings.chip,
-        num_threads=settings.num_threads,
-        context_tokens=settings.context_tokens,
-        memory_bytes=settings.memory_bytes,
-        kv_format=settings.kv_format,
-    ) as llm:
+    with told_if_slow("opening; the first time, the weights are packed for this machine ..."):
+        llm = LLM(
+            options.model,
+            chip=settings.chip,
+            num_threads=settings.num_threads,
+            context_tokens=settings.context_tokens,
+            memory_bytes=settings.memory_bytes,
+            kv_format=settings.kv_format,
+        )
+    with llm:
         if not options.quiet:
             model = llm.model
             print(
@@ -57,18 +57,19 @@ def run(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         talk = _Talk(llm, sampling, options.system, is_quiet=options.quiet)
-        if options.prompt is not None:
-            piped = "" if sys.stdin.isatty() else _piped()
-            talk.say(f"{options.prompt}\n\n{piped}" if piped.strip() else options.prompt)
-        elif not sys.stdin.isatty():
-            talk.say(_piped())
-        else:
+        if options.prompt is None and sys.stdin.isatty():
             talk.converse()
+        elif not talk.say(_question(options.prompt)):
+            raise KeyboardInterrupt
     return 0
 
 
-def _piped() -> str:
-    return sys.stdin.buffer.read().decode("utf-8", "replace")
+def _question(prompt: str | None) -> str:
+    """What was asked on the command line, through a pipe, or both: the prompt then comes first."""
+    piped = "" if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace")
+    if prompt is None:
+        return piped
+    return f"{prompt}\n\n{piped}" if piped.strip() else prompt
 
 
 class _Talk:
@@ -78,57 +79,56 @@ class _Talk:
         self._llm = llm
         self._sampling = sampling
         self._is_quiet = is_quiet
+        self._system = system
         self._messages: list[dict[str, str]] = []
-        self._start_over(system)
 
-    def say(self, text: str) -> None:
-        """Ask, and print the answer as it is made."""
-        self._messages.append({"role": "user", "content": text})
+    def say(self, text: str) -> bool:
+        """Ask, and print the answer as it is made; whether it came to its end, before which Ctrl-C stops it."""
+        system = [] if self._system is None else [{"role": "system", "content": self._system}]
+        question = {"role": "user", "content": text}
         begin = time.monotonic()
         pieces: list[str] = []
         num_tokens = 0
         last: TokenChunk | None = None
         first_seconds = 0.0
-        chunks = self._llm.stream_chat(self._messages, SamplingParams(**self._sampling))
+        is_for_terminal = sys.stdout.isatty()
+        chunks = self._llm.stream_chat([*system, *self._messages, question], SamplingParams(**self._sampling))
         with contextlib.closing(chunks), contextlib.suppress(KeyboardInterrupt):  # type: ignore[type-var]
             for chunk in chunks:
                 first_seconds = first_seconds or time.monotonic() - begin
                 pieces.append(chunk.text)
                 num_tokens += len(chunk.token_ids)
-                sys.stdout.write(chunk.text)
+                sys.stdout.write(for_terminal(chunk.text) if is_for_terminal else chunk.text)
                 sys.stdout.flush()
                 last = chunk
         sys.stdout.write("\n")
         sys.stdout.flush()
-        self._messages.append({"role": "assistant", "content": "".join(pieces)})
+        if last is not None:
+            self._messages += [question, {"role": "assistant", "content": "".join(pieces)}]
         if not self._is_quiet:
             self._tell(num_tokens, first_seconds, time.monotonic() - begin, last)
+        return last is not None and last.finish_reason is not None
 
     def converse(self) -> None:
-        """Read lines until the person ends it."""
-        print("/help lists the commands", file=sys.stderr)
-        with _history():
+        """Read messages until the person ends it."""
+        self._note("/help lists the commands")
+        with history(default_cache_folder() / "chat_history"):
             while True:
                 try:
-                    text = _read_message()
+                    text = read_message()
+                    if text.strip() in ("/quit", "/exit", "/bye"):
+                        return
+                    if text.startswith("/"):
+                        self._obey(text)
+                    elif text.strip():
+                        self.say(text)
                 except EOFError:
                     print(file=sys.stderr)
                     return
                 except KeyboardInterrupt:
                     print(file=sys.stderr)
-                    continue
-                if text.strip() in ("/quit", "/exit", "/bye"):
-                    return
-                try:
-                    if text.startswith("/"):
-                        self._obey(text)
-                    elif text.strip():
-                        self.say(text)
                 except UserError as error:
-                    # The question that could not be asked is not part of the conversation.
-                    if self._messages and self._messages[-1]["role"] == "user":
-                        self._messages.pop()
-                    print(f"error: {error}", file=sys.stderr)
+                    tell_mistake(error)
 
     def _obey(self, line: str) -> None:
         verb, _, rest = line.strip().partition(" ")
@@ -136,12 +136,18 @@ class _Talk:
             case "/help":
                 print(HELP, file=sys.stderr)
             case "/clear":
-                self._start_over(self._messages[0]["content"] if self._has_system() else None)
+                self._messages.clear()
+                self._note("the conversation is forgotten")
             case "/system":
-                self._start_over(rest or None)
+                self._messages.clear()
+                self._system = rest or None
+                self._note("no system message" if self._system is None else "system message set; the rest is forgotten")
             case "/set":
                 name, _, value = rest.partition(" ")
-                self._set(name, value)
+                if name:
+                    self._set(name, value.strip())
+                set_now = [f"{key} {value}" for key, value in self._sampling.items() if value is not None]
+                self._note(", ".join(set_now) or "nothing is set")
             case _:
                 raise UserError(f"there is no command {verb}", hint="/help lists them")
 
@@ -151,54 +157,26 @@ class _Talk:
         try:
             changed = {**self._sampling, name: SETTABLE[name](value)}
         except ValueError:
-            raise UserError(f"{value!r} is not a number") from None
+            kind = "a whole number" if SETTABLE[name] is int else "a number"
+            raise UserError(f"{name} is {value!r}; it must be {kind}") from None
         SamplingParams(**changed)
         self._sampling = changed
 
-    def _has_system(self) -> bool:
-        return bool(self._messages) and self._messages[0]["role"] == "system"
-
-    def _start_over(self, system: str | None) -> None:
-        self._messages = [] if system is None else [{"role": "system", "content": system}]
-
     def _tell(self, num_tokens: int, first_seconds: float, seconds: float, last: TokenChunk | None) -> None:
-        rate = (num_tokens - 1) / (seconds - first_seconds) if num_tokens > 1 and seconds > first_seconds else 0.0
-        parts = [f"{num_tokens} tokens", f"first after {seconds_in_words(first_seconds)}", f"{rate:.1f} tokens/s"]
+        parts = [f"{num_tokens} token{'s' * (num_tokens != 1)}", f"first after {seconds_in_words(first_seconds)}"]
+        if num_tokens > 1 and seconds > first_seconds:
+            parts.append(f"{(num_tokens - 1) / (seconds - first_seconds):.1f} tokens/s")
         if last is not None and last.timing is not None and last.timing.num_cached_tokens:
             parts.append(f"{last.timing.num_cached_tokens} prompt tokens from cache")
         share = self._llm.statistics().roofline_share
         if share:
             parts.append(f"{share:.0%} of the roofline")
-        text = "; ".join(parts)
-        print(f"\033[2m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr)
+        if last is None or last.finish_reason is None:
+            parts.append("stopped")
+        elif last.finish_reason is FinishReason.LENGTH:
+            is_by_option = num_tokens == self._sampling["max_tokens"]
+            parts.append("cut off at max_tokens" if is_by_option else "cut off, for the context is full")
+        self._note("; ".join(parts))
 
-
-def _read_message() -> str:
-    line = input("> ")
-    if not line.startswith('"""'):
-        return line
-    lines = [line[3:]]
-    while not lines[-1].rstrip().endswith('"""'):
-        lines.append(input("... "))
-    lines[-1] = lines[-1].rstrip()[:-3]
-    return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _history() -> Iterator[None]:
-    """Arrow keys and a history that is kept between conversations, where the terminal library is there."""
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    path: Path = default_cache_folder() / "chat_history"
-    with contextlib.suppress(OSError):
-        readline.read_history_file(path)
-    readline.set_history_length(HISTORY_LINES)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(path)
+    def _note(self, text: str) -> None:
+        print(faint(text, sys.stderr), file=sys.stderr)

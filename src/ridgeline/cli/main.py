@@ -10,8 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from ridgeline.cli.options import add_engine_options, add_model_argument, add_sampling_options
+from ridgeline.cli.terminal import notes, tell_mistake
 from ridgeline.errors import RidgelineError, UserError
 from ridgeline.version import VERSION
 
@@ -83,13 +85,15 @@ def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     options = make_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends nothing
     try:
-        status: int = import_module(f"ridgeline.cli.{options.verb}").run(options)
+        with notes():
+            status: int = import_module(f"ridgeline.cli.{options.verb}").run(options)
         return status
     except UserError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        tell_mistake(error)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

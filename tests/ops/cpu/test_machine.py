@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ridgeline.chips.cpu import CpuChip, machine, roofline
-from ridgeline.errors import ChipError
+from ridgeline.errors import UserError
 
 ALL_CPUS = len(os.sched_getaffinity(0))
 
@@ -55,9 +55,10 @@ def test_the_model_of_the_processor(tmp_path: Path) -> None:
     assert machine.cpu_model(tmp_path / "none")
 
 
-def test_a_chip_needs_a_thread() -> None:
-    with pytest.raises(ChipError, match="at least one thread"):
-        CpuChip(num_threads=0)
+@pytest.mark.parametrize("num_threads", [0, -1, 100_000, 1 << 40])
+def test_a_chip_takes_a_sensible_number_of_threads(num_threads: int) -> None:
+    with pytest.raises(UserError, match="1 to 1024"):
+        CpuChip(num_threads=num_threads)
 
 
 def test_facts_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

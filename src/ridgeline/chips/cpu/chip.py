@@ -6,7 +6,6 @@ Knows: the kernels, the machine's CPUs and memory. Does not know: decoders, fami
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ridgeline.chips.cpu.compiled import CpuCompiledStep
 from ridgeline.chips.cpu.pages import CpuPages
 from ridgeline.chips.cpu.recorder import Symbol
 from ridgeline.chips.cpu.weights import CpuWeight
-from ridgeline.errors import ChipError
+from ridgeline.errors import UserError
 from ridgeline.ops.chip import Arithmetic, ChipFacts, HostStep, PageLayout, StepFunction, TensorSource
 from ridgeline.ops.step import StepArrays, StepLimits
 from ridgeline.quant.formats import F32, FORMATS
@@ -25,6 +24,7 @@ from ridgeline.quant.tensor import HostTensor
 
 ARITHMETIC: tuple[Arithmetic, ...] = ("int8", "bf16", "fp32")
 """By the number of `ActivationKind` in kernels/matmul.h."""
+MAX_THREADS = 1024
 
 
 class CpuChip:
@@ -42,8 +42,12 @@ class CpuChip:
         """What a person should know, one line each: weights that were packed anew, and why."""
         self._cache_folder = cache_folder
         self._num_threads = machine.usable_cpus() if num_threads is None else num_threads
-        if self._num_threads < 1:
-            raise ChipError(f"a CPU chip needs at least one thread, was given {num_threads}")
+        if not 1 <= self._num_threads <= MAX_THREADS:
+            raise UserError(
+                f"{num_threads} threads were asked for; the CPU chip takes 1 to {MAX_THREADS}",
+                hint=f"this process may use {machine.usable_cpus()} CPUs, and more threads than CPUs only wait",
+                field="num_threads",
+            )
         self._pool = _native.ThreadPool(self._num_threads)
         self._fuse = fuse
         self._facts: ChipFacts | None = None
@@ -79,7 +83,7 @@ class CpuChip:
     def _idle_step(self) -> Callable[[], float]:
         """A call that runs a step of one tiny op and returns the seconds that it took, Python included."""
         sources = {"frequencies": _ones("frequencies", 16)}
-        frequencies = packed_weights.adopt(sources, "", None, self._pool, self._notice)["frequencies"]
+        frequencies = packed_weights.adopt(sources, "", None, self._pool, self.notices.append)["frequencies"]
         limits = StepLimits(max_tokens=1, max_sequences=1, max_logit_rows=1, max_pages_per_sequence=1)
         tiny_pages = self.allocate_pages(PageLayout(layers=((1, 16),)), 1, limits)
         compiled = self.compile(
@@ -112,11 +116,7 @@ class CpuChip:
     def adopt(self, sources: Mapping[str, TensorSource], fingerprint: str) -> Mapping[str, CpuWeight]:
         """Weights in the kernels' layout, mapped from the cache folder where one was given."""
         folder = None if self._cache_folder is None else self._cache_folder / "packed"
-        return packed_weights.adopt(sources, fingerprint, folder, self._pool, self._notice)
-
-    def _notice(self, text: str) -> None:
-        self.notices.append(text)
-        warnings.warn(text, stacklevel=4)
+        return packed_weights.adopt(sources, fingerprint, folder, self._pool, self.notices.append)
 
     def allocate_pages(self, layout: PageLayout, num_pages: int, limits: StepLimits) -> CpuPages:
         """Room for `num_pages` pages; raises CapacityError."""
