@@ -21,9 +21,9 @@ products = native.products
 
 INT8, BF16, F32 = 0, 1, 2
 GROUP_VALUES = 32
-GROUP_BYTES = 48
-"""A prepared group: 32 codes, the scale, a bias - 128 * sum, scale * sum, -128 * sum of the first half."""
-BIAS = 0x4B400000
+GROUP_BYTES = 64
+"""A prepared group: 32 codes, the scale, -sum, scale * sum, -sum of the first half; of the two extended lines 2 x 4
+high parts, their offsets (64 * line) and whether they lie in the first half."""
 SETS = ("avx512", "avx2-vnni", "avx2", "neon", "portable")
 ROUNDING = 1e-6
 """Of a float32 sum of a few dozen terms, relative to the sum of their magnitudes."""
@@ -75,6 +75,18 @@ def activations(rows: int, width: int, seed: int = 1) -> Floats:
     return x
 
 
+def whole_codes(groups: Bytes) -> Doubles:
+    """Codes of prepared groups [..., GROUP_BYTES], those of extended lines with their high parts."""
+    codes = np.ascontiguousarray(groups[..., :GROUP_VALUES]).view(np.int8).astype(np.float64)
+    high = np.ascontiguousarray(groups[..., 48:56]).view(np.int8).astype(np.float64)
+    offsets = np.ascontiguousarray(groups[..., 56:60]).view(np.uint16)
+    for extended in range(2):
+        columns = offsets[..., extended, None] // 16 + np.arange(4)
+        added = np.take_along_axis(codes, columns, -1) + 128 * high[..., 4 * extended : 4 * extended + 4]
+        np.put_along_axis(codes, columns, added, -1)
+    return codes
+
+
 class Matrix:
     def __init__(self, entry: Format, rows: int, width: int) -> None:
         self.entry, self.rows, self.width = entry, rows, width
@@ -110,9 +122,8 @@ class Matrix:
             halves = np.ascontiguousarray(rows[:, : 2 * self.width]).view(np.uint16)
             return (halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         groups = rows[:, : self.width // GROUP_VALUES * GROUP_BYTES].reshape(len(x), -1, GROUP_BYTES)
-        codes = np.ascontiguousarray(groups[..., :GROUP_VALUES]).view(np.int8)
         scales = np.ascontiguousarray(groups[..., GROUP_VALUES : GROUP_VALUES + 4]).view(np.float32)
-        return (codes.astype(np.float64) * scales).reshape(len(x), self.width)
+        return (whole_codes(groups) * scales).reshape(len(x), self.width)
 
 
 @every_format
@@ -254,16 +265,17 @@ def test_int8_activations_are_near_and_their_sums_true() -> None:
     x = activations(9, 640)
     matrix = Matrix(formats.Q4_0, rows=16, width=640)
     groups = x.reshape(9, -1, GROUP_VALUES)
-    steps = np.abs(groups).max(axis=2, keepdims=True) / 127
+    largest = np.sort(np.abs(groups).reshape(9, -1, 8, 4).max(axis=3), axis=2)[..., ::-1, None]
+    steps = np.maximum(largest[:, :, 2] / 127, largest[:, :, 0] / (127 * 128))  # two of the eight lines are extended
     for name in available_sets():
         near = matrix.prepared_values(x).reshape(groups.shape)
         assert (np.abs(near - groups) <= 0.5001 * steps + 1e-30).all(), name
         row_bytes = products.activation_row_bytes(INT8, 640)
         records = matrix.prepare(x).reshape(9, row_bytes)[:, : 20 * GROUP_BYTES].reshape(9, 20, GROUP_BYTES)
-        codes = np.ascontiguousarray(records[..., :32]).view(np.int8).astype(np.int32)
-        numbers = np.ascontiguousarray(records[..., 32:])
-        assert (numbers.view(np.int32)[..., 1] == BIAS - 128 * codes.sum(axis=2)).all()
-        assert (numbers.view(np.int32)[..., 3] == -128 * codes[..., :16].sum(axis=2)).all()
+        codes = whole_codes(records).astype(np.int32)
+        numbers = np.ascontiguousarray(records[..., 32:48])
+        assert (numbers.view(np.int32)[..., 1] == -codes.sum(axis=2)).all()
+        assert (numbers.view(np.int32)[..., 3] == -codes[..., :16].sum(axis=2)).all()
         scales, scaled_sums = numbers.view(np.float32)[..., 0], numbers.view(np.float32)[..., 2]
         assert (scaled_sums == scales * codes.sum(axis=2).astype(np.float32)).all()
 

@@ -27,14 +27,14 @@ std::atomic<const InstructionSet*>& chosen_set() {
     return set;
 }
 
-// With few rows, codes are taken straight from the packed pairs in passes of a few rows; with many, they are first
-// unpacked, a slab at a time, and all rows of a block use the slab. Slabs leave room for activations in first-level
-// cache. Measured on Zen 5.
+// With few rows, the first take codes straight from the packed pairs, run by run, and leave records for the others; with
+// many, codes are first unpacked, a slab at a time, and all rows of a block use the slab. Slabs leave room for
+// activations in first-level cache. Measured on Zen 5.
 constexpr int64_t SLAB_RECORD_BYTES = 20 * 1024;
 constexpr int64_t MAX_SLAB_BYTES = RUN_GROUPS * MAX_RECORD_BYTES;  // a slab is at least a run
 static_assert(MAX_SLAB_BYTES >= SLAB_RECORD_BYTES);
 constexpr int64_t BLOCK_ROWS = 192;
-constexpr int64_t MAX_RUN_SCALE_BYTES = RUN_GROUPS * PAIR_TILES * 4 * LINE_BYTES;
+constexpr int64_t MAX_RUN_RECORD_BYTES = RUN_GROUPS * PAIR_TILES * (512 + 4 * LINE_BYTES);  // of int8 formats
 // How far ahead memory is asked for packed weights. Measured on Zen 5: with less, the loops wait; with much more, what
 // came is gone from first-level cache again.
 constexpr int64_t AHEAD_BYTES = 8192;
@@ -91,16 +91,21 @@ void in_pieces(int64_t num_rows, int64_t most, Function function) {
 }
 
 void Product::add_direct(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const {
-    alignas(64) uint8_t scales[MAX_RUN_SCALE_BYTES];
+    alignas(64) uint8_t records[MAX_RUN_RECORD_BYTES];
     for (int64_t group = 0; group < num_groups; group += RUN_GROUPS) {
         const int64_t count = groups_in_run(group, num_groups);
         const uint8_t* run = pair + layout.run_offset(group / RUN_GROUPS);
         const uint8_t* rows = prepared + group * activation_bytes;
         const Ahead ahead{run + AHEAD_BYTES, ceil_divide(layout.pair_run_bytes(RUN_GROUPS), RUN_GROUPS)};
-        if (kernels.unpack_scales != nullptr) kernels.unpack_scales(pair, group, num_groups, scales);
+        if (kernels.unpack_scales != nullptr) kernels.unpack_scales(pair, group, num_groups, records);
         in_pieces(num_rows, MAX_ROWS_PER_DIRECT_CALL, [&](int64_t row, int rows_now) {
-            kernels.multiply_direct(run + layout.pair_scale_bytes(count), scales, count, rows + row * row_bytes,
-                                    row_bytes, rows_now, sums + row * PAIR_ROWS, ahead);
+            const uint8_t* x = rows + row * row_bytes;
+            if (row == 0 || kernels.unpack_scales == nullptr) {
+                kernels.multiply_direct(run + layout.pair_scale_bytes(count), records, count, x, row_bytes, rows_now,
+                                        sums + row * PAIR_ROWS, ahead);
+            } else {
+                kernels.multiply(records, count, x, row_bytes, rows_now, sums + row * PAIR_ROWS, ahead);
+            }
         });
     }
 }

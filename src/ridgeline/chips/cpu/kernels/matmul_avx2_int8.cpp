@@ -44,25 +44,49 @@ inline __m256i add_dot(__m256i sum, __m256i codes, __m256i x) {
     return sum;
 }
 
-// -128 * (sum of the activations that share scale `part`).
+// -(sum of the activations that share scale `part`)
 template <Traits t>
-inline int32_t minus_128_sum(const ActivationGroup& group, int part) {
-    const int32_t all = group.biased_sum - FLOAT_BIAS;
-    if (t.num_scales == 1) return all;
-    return part == 0 ? group.minus_128_sum_first : all - group.minus_128_sum_first;
+inline int32_t minus_sum(const ActivationGroup& group, int part) {
+    if (t.num_scales == 1) return group.minus_sum;
+    return part == 0 ? group.minus_sum_first : group.minus_sum - group.minus_sum_first;
 }
 
-// -zero * (sum of the activations that share scale `part`), which the int32 products begin with.
+// -zero * (that sum), which the int32 products begin with.
 template <Traits t, bool vnni>
 inline int32_t start(const ActivationGroup& group, int part) {
     if (t.has_minimum || (t.zero == 128 && !vnni)) return 0;
-    return minus_128_sum<t>(group, part) / (128 / (t.zero == 0 ? 128 : t.zero));
+    return t.zero * minus_sum<t>(group, part);
 }
 
 template <Traits t>
 inline float scaled_sum(const ActivationGroup& group, int part) {
     if (t.num_scales == 1) return group.scaled_sum;
-    return group.scale * static_cast<float>(minus_128_sum<t>(group, part) / -128);
+    return group.scale * static_cast<float>(-minus_sum<t>(group, part));
+}
+
+// Products of the high parts of a row's extended lines, as far as they share scale `part`.
+template <Traits t, bool vnni>
+inline __m256i multiply_extended(const uint8_t* codes, const ActivationGroup& group, int part) {
+    __m256i dot = _mm256_setzero_si256();
+#pragma GCC unroll 2
+    for (int line = 0; line < EXTENDED_LINES; ++line) {
+        __m256i w = load(codes + group.line_offset[line]);
+        __m256i x = broadcast_four(group.high[line]);
+        if constexpr (t.num_scales == 2) {
+            const int in_part = part == 0 ? group.in_first[line] : ~group.in_first[line];
+            x = _mm256_and_si256(x, _mm256_set1_epi16(static_cast<int16_t>(in_part)));
+        }
+        if constexpr (vnni) {
+            if constexpr (t.zero == 128) w = _mm256_xor_si256(w, _mm256_set1_epi8(static_cast<char>(0x80)));
+            dot = add_dot(dot, w, x);
+        } else {
+            const __m256i magnitude = t.zero == 128 ? _mm256_abs_epi8(w) : w;
+            if constexpr (t.zero == 128) x = _mm256_sign_epi8(x, w);
+            const __m256i pairs = _mm256_maddubs_epi16(magnitude, x);
+            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+    }
+    return _mm256_slli_epi32(dot, 7);
 }
 
 // Int32 products of 8 outputs with the activations that share scale `part`. `codes` points to the outputs' half of the
@@ -73,7 +97,11 @@ inline void multiply_part(const uint8_t* codes, const ActivationGroup* const gro
     constexpr int num_lines = 8 / t.num_scales;
     const __m256i ones = _mm256_set1_epi16(1);
     const int first = part * num_lines;
-    for (int r = 0; r < rows; ++r) dots[r] = _mm256_set1_epi32(start<t, vnni>(*groups[r], part));
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+        const __m256i begin = _mm256_set1_epi32(start<t, vnni>(*groups[r], part));
+        dots[r] = _mm256_add_epi32(multiply_extended<t, vnni>(codes, *groups[r], part), begin);
+    }
     if constexpr (vnni) {
 #pragma GCC unroll 8
         for (int v = first; v < first + num_lines; ++v) {

@@ -5,6 +5,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "cpu_features.h"
 #include "scalar_numbers.h"
 
@@ -84,32 +86,87 @@ void multiply_f32(const uint8_t* weights, int64_t num_groups, const uint8_t* pre
     }
 }
 
-void multiply_f16_direct(const uint8_t* groups, const uint8_t*, int64_t num_groups, const uint8_t* prepared,
+void multiply_f16_direct(const uint8_t* groups, uint8_t*, int64_t num_groups, const uint8_t* prepared,
                          int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead) {
     multiply_f32<F16Weights>(groups, num_groups, prepared, row_bytes, num_rows, sums, ahead);
+}
+
+// The largest of every four neighbours, in all four places.
+__m512i largest_of_lines(__m512i magnitudes) {
+    const __m512i pairs = _mm512_max_epu32(magnitudes, _mm512_shuffle_epi32(magnitudes, _MM_PERM_BADC));
+    return _mm512_max_epu32(pairs, _mm512_shuffle_epi32(pairs, _MM_PERM_CDAB));
+}
+
+uint32_t largest_of(__m256i eight) {
+    __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1))));
+}
+
+// Codes of 16 values; where `extended` is set they have 16 bits.
+__m512i codes_of(__m512 values, float inverse, __mmask16 extended) {
+    const __m512 limit = _mm512_mask_mov_ps(_mm512_set1_ps(CODE_LIMIT), extended, _mm512_set1_ps(EXTENDED_LIMIT));
+    const __m512 least = _mm512_sub_ps(_mm512_setzero_ps(), limit);
+    // Not a number: the maximum is its second operand; the scale carries it.
+    const __m512 scaled = _mm512_max_ps(_mm512_mul_ps(values, _mm512_set1_ps(inverse)), least);
+    return _mm512_cvtps_epi32(_mm512_min_ps(scaled, limit));
+}
+
+__m512i high_part(__m512i codes, __mmask16 extended) {
+    return _mm512_maskz_srai_epi32(extended, _mm512_add_epi32(codes, _mm512_set1_epi32(EXTENSION / 2)), 7);
 }
 
 void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
     auto* group = reinterpret_cast<ActivationGroup*>(prepared);
     const __m512i magnitude_bits = _mm512_set1_epi32(0x7fffffff);
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
     for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
         const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
-        // Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
-        const __m512i largest = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(low), magnitude_bits),
-                                                 _mm512_and_si512(_mm512_castps_si512(high), magnitude_bits));
-        const float magnitude = bits_to_float(_mm512_reduce_max_epu32(largest));
-        const bool usable = !(magnitude < SMALLEST_MAGNITUDE);
-        const __m512 inverse = _mm512_set1_ps(usable ? 127.0f / magnitude : 0.0f);
-        const __m512i low_codes = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
-        const __m512i high_codes = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes), _mm512_cvtsepi32_epi8(low_codes));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes + 16), _mm512_cvtsepi32_epi8(high_codes));
+        const __m512i low_lines = largest_of_lines(_mm512_and_si512(_mm512_castps_si512(low), magnitude_bits));
+        const __m512i high_lines = largest_of_lines(_mm512_and_si512(_mm512_castps_si512(high), magnitude_bits));
+        const __m256i lines = _mm512_castsi512_si256(_mm512_permutex2var_epi32(low_lines, firsts, high_lines));
+        uint32_t rest = largest_of(lines);
+        const float largest = bits_to_float(rest);
+        uint32_t left = 0xff;  // lines that are not extended
+        for (int i = 0; i < EXTENDED_LINES; ++i) {
+            const uint32_t equal = _mm256_cmpeq_epi32_mask(lines, _mm256_set1_epi32(static_cast<int>(rest)));
+            const int line = __builtin_ctz(equal & left);
+            group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * line);
+            group->in_first[i] = line < GROUP_LINES / 2 ? 0xffff : 0;
+            left &= ~(1u << line);
+            rest = largest_of(_mm256_maskz_mov_epi32(static_cast<__mmask8>(left), lines));
+        }
+        const GroupScale scale = group_scale(largest, bits_to_float(rest));
+        // One bit for each line to one for each value.
+        const __mmask16 low_extended =
+            _mm512_test_epi32_mask(_mm512_set1_epi32(static_cast<int>(~left)),
+                                   _mm512_setr_epi32(1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8));
+        const __mmask16 high_extended =
+            _mm512_test_epi32_mask(_mm512_set1_epi32(static_cast<int>(~left) >> 4),
+                                   _mm512_setr_epi32(1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8));
+        const __m512i low_codes = codes_of(low, scale.inverse, low_extended);
+        const __m512i high_codes = codes_of(high, scale.inverse, high_extended);
+        const __m512i low_high = high_part(low_codes, low_extended), high_high = high_part(high_codes, high_extended);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes),
+                         _mm512_cvtepi32_epi8(_mm512_sub_epi32(low_codes, _mm512_slli_epi32(low_high, 7))));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes + 16),
+                         _mm512_cvtepi32_epi8(_mm512_sub_epi32(high_codes, _mm512_slli_epi32(high_high, 7))));
+        alignas(16) int8_t parts[GROUP_VALUES];
+        _mm_store_si128(reinterpret_cast<__m128i*>(parts), _mm512_cvtepi32_epi8(low_high));
+        _mm_store_si128(reinterpret_cast<__m128i*>(parts + 16), _mm512_cvtepi32_epi8(high_high));
+        for (int i = 0; i < EXTENDED_LINES; ++i) {
+            std::memcpy(group->high[i], parts + group->line_offset[i] / (LINE_BYTES / LINE_VALUES), LINE_VALUES);
+        }
+        for (int i = EXTENDED_LINES; i < 2; ++i) {
+            std::memset(group->high[i], 0, LINE_VALUES);
+            group->line_offset[i] = group->in_first[i] = 0;
+        }
         const int32_t sum_first = _mm512_reduce_add_epi32(low_codes);
         const int32_t sum = sum_first + _mm512_reduce_add_epi32(high_codes);
-        group->scale = usable ? magnitude / 127.0f : 0.0f;
-        group->biased_sum = FLOAT_BIAS - 128 * sum;
+        group->scale = scale.scale;
+        group->minus_sum = -sum;
         group->scaled_sum = group->scale * static_cast<float>(sum);
-        group->minus_128_sum_first = -128 * sum_first;
+        group->minus_sum_first = -sum_first;
     }
 }
 

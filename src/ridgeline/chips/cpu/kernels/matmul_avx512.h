@@ -16,10 +16,10 @@ void multiply_32_minimum(const uint8_t* records, int64_t num_groups, const uint8
                          int num_rows, float* sums, const Ahead& ahead);
 void multiply_16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
                  float* sums, const Ahead& ahead);
-// Minimums carry the factor -1/128, since the prepared sums of 16 do.
+// Minimums carry the factor -1, since the prepared sums of 16 do.
 void multiply_16_minimum(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
                          int num_rows, float* sums, const Ahead& ahead);
-// Products of few rows with a quantised format as it lies in memory.
+// Products of few rows with a quantised format as it lies in memory, of which they leave records.
 MultiplyDirectFunction direct_function(FormatId format);
 double int8_loop(int64_t repeats);
 

@@ -10,7 +10,7 @@ namespace ridgeline::avx512 {
 
 namespace {
 
-// Masks and code book of a format. Its code lines are made in zmm24 (tile 0) and zmm25 (tile 1).
+// Masks and code book of a format. Its code lines are made in zmm24 (tile 0, at operand a) and zmm25 (tile 1, one line on).
 struct Constants {
     uint32_t low;      // zmm8: the bits that come from the first plane
     uint32_t all;      // zmm9: all bits of a code
@@ -119,29 +119,50 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
 #define BYTE_6 LOADED("384")
 #define BYTE_7 LOADED("448")
 
-#define LINE(ROWS, CODES, ASKED, V) ASKED##_##V CODES##_##V ROWS(DOT, V)
+// Extended lines are taken from the record once all lines of a row's products are in it.
+#define KEEP_CODES(V) \
+    "vmovdqa64 %%zmm24, 64*" #V "(%[w])\n\t" \
+    "vmovdqa64 %%zmm25, 64*" #V "+%c[half](%[w])\n\t"
+#define LINE(ROWS, CODES, ASKED, V) ASKED##_##V CODES##_##V KEEP_CODES(V) ROWS(DOT, V)
 #define LINES_FIRST(ROWS, CODES, ASKED) \
     LINE(ROWS, CODES, ASKED, 0) LINE(ROWS, CODES, ASKED, 1) LINE(ROWS, CODES, ASKED, 2) LINE(ROWS, CODES, ASKED, 3)
 #define LINES_SECOND(ROWS, CODES, ASKED) \
     LINE(ROWS, CODES, ASKED, 4) LINE(ROWS, CODES, ASKED, 5) LINE(ROWS, CODES, ASKED, 6) LINE(ROWS, CODES, ASKED, 7)
 
 #define LOAD_SCALES(OFFSET) \
-    "vmovaps " OFFSET "(%[s]), %%zmm28\n\t" \
-    "vmovaps " OFFSET "+%c[half](%[s]), %%zmm29\n\t"
+    "vmovaps " OFFSET "(%[w]), %%zmm28\n\t" \
+    "vmovaps " OFFSET "+%c[half](%[w]), %%zmm29\n\t"
+#define LOAD_MINIMUMS(OFFSET) \
+    "vmovaps " OFFSET "(%[w]), %%zmm30\n\t" \
+    "vmovaps " OFFSET "+%c[half](%[w]), %%zmm31\n\t"
+
+#define START(R, _) BEGIN_ZERO(R, DOT0_##R, DOT1_##R)
+#define ADD_EXTENDED(R, BEGIN, HIGH) \
+    EXTENDED(R, BEGIN, HIGH, "%%zmm10", "%%zmm11", "%%zmm22", "%%zmm23") \
+    "vpaddd %%zmm22, " DOT0_##R ", " DOT0_##R "\n\t" \
+    "vpaddd %%zmm23, " DOT1_##R ", " DOT1_##R "\n\t"
+#define EXTEND_32(R, _) ADD_EXTENDED(R, BEGIN_32, HIGH_32)
+#define EXTEND_32_MINIMUM(R, _) ADD_EXTENDED(R, BEGIN_ZERO, HIGH_32)
+#define EXTEND_16_FIRST(R, _) ADD_EXTENDED(R, BEGIN_16_FIRST, HIGH_16_FIRST)
+#define EXTEND_16_SECOND(R, _) ADD_EXTENDED(R, BEGIN_16_SECOND, HIGH_16_SECOND)
+#define EXTEND_16_MINIMUM_FIRST(R, _) ADD_EXTENDED(R, BEGIN_ZERO, HIGH_16_FIRST)
+#define EXTEND_16_MINIMUM_SECOND(R, _) ADD_EXTENDED(R, BEGIN_ZERO, HIGH_16_SECOND)
+
 #define GROUP_32(ROWS, CODES, ASKED) \
-    ROWS(START_32, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) \
-    LOAD_SCALES("0") ROWS(ADD_SCALED, 0)
+    ROWS(START, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) ROWS(EXTEND_32, 0) \
+    LOAD_SCALES("512") ROWS(ADD_SCALED, 0)
 #define GROUP_32_MINIMUM(ROWS, CODES, ASKED) \
-    ROWS(START_BIAS, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) \
-    LOAD_SCALES("0") ROWS(ADD_SCALED, 0) LOAD_SCALES("64") ROWS(ADD_MINIMUM_32, 0)
+    ROWS(START, 0) LINES_FIRST(ROWS, CODES, ASKED) LINES_SECOND(ROWS, CODES, ASKED) ROWS(EXTEND_32_MINIMUM, 0) \
+    LOAD_SCALES("512") LOAD_MINIMUMS("576") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_32, 0)
+// The first half of a group may meet lines of the second that are not yet in the record, and multiplies them with zero.
 #define GROUP_16(ROWS, CODES, ASKED) \
-    ROWS(START_16_FIRST, 0) LINES_FIRST(ROWS, CODES, ASKED) LOAD_SCALES("0") ROWS(ADD_SCALED, 0) \
-    ROWS(START_16_SECOND, 0) LINES_SECOND(ROWS, CODES, ASKED) LOAD_SCALES("64") ROWS(ADD_SCALED, 0)
+    ROWS(START, 0) LINES_FIRST(ROWS, CODES, ASKED) ROWS(EXTEND_16_FIRST, 0) LOAD_SCALES("512") ROWS(ADD_SCALED, 0) \
+    ROWS(START, 0) LINES_SECOND(ROWS, CODES, ASKED) ROWS(EXTEND_16_SECOND, 0) LOAD_SCALES("576") ROWS(ADD_SCALED, 0)
 #define GROUP_16_MINIMUM(ROWS, CODES, ASKED) \
-    ROWS(START_BIAS, 0) LINES_FIRST(ROWS, CODES, ASKED) \
-    LOAD_SCALES("0") ROWS(ADD_SCALED, 0) LOAD_SCALES("128") ROWS(ADD_MINIMUM_16_FIRST, 0) \
-    ROWS(START_BIAS, 0) LINES_SECOND(ROWS, CODES, ASKED) \
-    LOAD_SCALES("64") ROWS(ADD_SCALED, 0) LOAD_SCALES("192") ROWS(ADD_MINIMUM_16_SECOND, 0)
+    ROWS(START, 0) LINES_FIRST(ROWS, CODES, ASKED) ROWS(EXTEND_16_MINIMUM_FIRST, 0) \
+    LOAD_SCALES("512") LOAD_MINIMUMS("640") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_FIRST, 0) \
+    ROWS(START, 0) LINES_SECOND(ROWS, CODES, ASKED) ROWS(EXTEND_16_MINIMUM_SECOND, 0) \
+    LOAD_SCALES("576") LOAD_MINIMUMS("704") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_SECOND, 0)
 
 // Memory is asked a few lines with every code line, since a burst of requests would make the loop wait.
 #define ASK(OFFSET) "prefetcht0 " OFFSET "(%[next])\n\t"
@@ -194,37 +215,37 @@ constexpr Constants make_book(const uint8_t (&codes)[16], int shift) {
 #define ASK_17_6 ASK_14_6 ASK("960")
 #define ASK_17_7 ASK_14_7 ASK("1024")
 
-// HALF_BYTES: scales of one tile with a group.
+// HALF_BYTES: those of a record.
 #define DEFINE_LOOP(NAME, ROWS, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
-    void NAME(const Constants& constants, const uint8_t* a, const uint8_t* s, int64_t count, const uint8_t* x0, \
+    void NAME(const Constants& constants, const uint8_t* a, uint8_t* w, int64_t count, const uint8_t* x0, \
               int64_t stride, float* sums, const Ahead& ahead) { \
         const uint8_t* x1 = x0 + 3 * stride; \
         const uint8_t* next = ahead.next; \
+        int64_t line; \
         asm volatile( \
             "vpbroadcastd %[low], %%zmm8\n\t" \
             "vpbroadcastd %[all], %%zmm9\n\t" \
             "vbroadcasti32x4 %[book], %%zmm20\n\t" \
-            "vpbroadcastd %[bias], %%zmm30\n\t" \
             ROWS(LOAD_SUMS, 0) \
             ".p2align 6\n\t" \
             "1:\n\t" \
             GROUP(ROWS, CODES, ASKED) \
-            "add $48, %[x0]\n\t" \
-            "add $48, %[x1]\n\t" \
+            "add $64, %[x0]\n\t" \
+            "add $64, %[x1]\n\t" \
             "add %[step], %[next]\n\t" \
             "add $2*%c[bytes], %[a]\n\t" \
-            "add $2*%c[half], %[s]\n\t" \
+            "add $2*%c[half], %[w]\n\t" \
             "dec %[count]\n\t" \
             "jnz 1b\n\t" \
             ROWS(STORE_SUMS, 0) \
-            : [a] "+r"(a), [s] "+r"(s), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), [next] "+r"(next) \
-            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [bias] "m"(FLOAT_BIAS), \
-              [half] "i"(HALF_BYTES), [bytes] "i"(GROUP_BYTES), [low] "m"(constants.low), [all] "m"(constants.all), \
-              [book] "m"(constants.book) \
-            : "memory", "cc", ALL_ZMM); \
+            : [a] "+r"(a), [w] "+r"(w), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), [next] "+r"(next), \
+              [line] "=&r"(line) \
+            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [half] "i"(HALF_BYTES), \
+              [bytes] "i"(GROUP_BYTES), [low] "m"(constants.low), [all] "m"(constants.all), [book] "m"(constants.book) \
+            : "memory", "cc", "k1", ALL_ZMM); \
     }
 
-using Loop = void (*)(const Constants& constants, const uint8_t* a, const uint8_t* s, int64_t count, const uint8_t* x0,
+using Loop = void (*)(const Constants& constants, const uint8_t* a, uint8_t* w, int64_t count, const uint8_t* x0,
                       int64_t stride, float* sums, const Ahead& ahead);
 
 #define DEFINE_LOOPS(NAME, GROUP, CODES, ASKED, GROUP_BYTES, HALF_BYTES) \
@@ -235,18 +256,18 @@ using Loop = void (*)(const Constants& constants, const uint8_t* a, const uint8_
     struct NAME { \
         static constexpr Loop loops[MAX_ROWS_PER_DIRECT_CALL] = { \
             NAME##_rows_1, NAME##_rows_2, NAME##_rows_3, NAME##_rows_4}; \
-        static constexpr int group_bytes = GROUP_BYTES, scale_bytes = HALF_BYTES; \
+        static constexpr int group_bytes = GROUP_BYTES, record_bytes = HALF_BYTES; \
     };
 
-DEFINE_LOOPS(nibble, GROUP_32, NIBBLE, ASK_10, 256, 64)
-DEFINE_LOOPS(nibble_minimum, GROUP_32_MINIMUM, NIBBLE, ASK_10, 256, 128)
-DEFINE_LOOPS(book, GROUP_32, BOOK, ASK_10, 256, 64)
-DEFINE_LOOPS(five, GROUP_32, FIVE, ASK_12, 320, 64)
-DEFINE_LOOPS(five_minimum, GROUP_32_MINIMUM, FIVE, ASK_12, 320, 128)
-DEFINE_LOOPS(byte, GROUP_32, BYTE, ASK_17, 512, 64)
-DEFINE_LOOPS(six, GROUP_16, SIX, ASK_14, 384, 128)
-DEFINE_LOOPS(three, GROUP_16, THREE, ASK_8, 192, 128)
-DEFINE_LOOPS(two_minimum, GROUP_16_MINIMUM, TWO, ASK_6, 128, 256)
+DEFINE_LOOPS(nibble, GROUP_32, NIBBLE, ASK_10, 256, 576)
+DEFINE_LOOPS(nibble_minimum, GROUP_32_MINIMUM, NIBBLE, ASK_10, 256, 640)
+DEFINE_LOOPS(book, GROUP_32, BOOK, ASK_10, 256, 576)
+DEFINE_LOOPS(five, GROUP_32, FIVE, ASK_12, 320, 576)
+DEFINE_LOOPS(five_minimum, GROUP_32_MINIMUM, FIVE, ASK_12, 320, 640)
+DEFINE_LOOPS(byte, GROUP_32, BYTE, ASK_17, 512, 576)
+DEFINE_LOOPS(six, GROUP_16, SIX, ASK_14, 384, 640)
+DEFINE_LOOPS(three, GROUP_16, THREE, ASK_8, 192, 640)
+DEFINE_LOOPS(two_minimum, GROUP_16_MINIMUM, TWO, ASK_6, 128, 768)
 
 // clang-format on
 
@@ -259,11 +280,11 @@ constexpr Constants IQ4_NL_CONSTANTS = make_book(IQ4_NL_CODES, 0);
 constexpr Constants MXFP4_CONSTANTS = make_book(MXFP4_CODES, 3);
 
 template <FormatId format, typename Loops, const Constants& constants>
-void multiply(const uint8_t* groups, const uint8_t* scales, int64_t num_groups, const uint8_t* prepared,
+void multiply(const uint8_t* groups, uint8_t* records, int64_t num_groups, const uint8_t* prepared,
               int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead) {
     static_assert(Loops::group_bytes == tile_layout(format).group_bytes);
-    static_assert(Loops::scale_bytes == half_record_bytes(format) - 512);
-    Loops::loops[num_rows - 1](constants, groups, scales, num_groups, prepared, row_bytes, sums, ahead);
+    static_assert(Loops::record_bytes == half_record_bytes(format));
+    Loops::loops[num_rows - 1](constants, groups, records, num_groups, prepared, row_bytes, sums, ahead);
 }
 
 }  // namespace

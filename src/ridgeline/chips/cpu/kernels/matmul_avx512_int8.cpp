@@ -22,19 +22,31 @@ namespace {
 #define LOAD_SCALES(OFFSET) \
     "vmovaps " OFFSET "(%[w]), %%zmm28\n\t" \
     "vmovaps " OFFSET "+%c[half](%[w]), %%zmm29\n\t"
+#define LOAD_MINIMUMS(OFFSET) \
+    "vmovaps " OFFSET "(%[w]), %%zmm30\n\t" \
+    "vmovaps " OFFSET "+%c[half](%[w]), %%zmm31\n\t"
+
+// The products of a row begin with those of its extended lines.
+#define START_32(R, _) EXTENDED(R, BEGIN_32, HIGH_32, "%%zmm28", "%%zmm29", DOT0_##R, DOT1_##R)
+#define START_32_MINIMUM(R, _) EXTENDED(R, BEGIN_ZERO, HIGH_32, "%%zmm28", "%%zmm29", DOT0_##R, DOT1_##R)
+#define START_16_FIRST(R, _) EXTENDED(R, BEGIN_16_FIRST, HIGH_16_FIRST, "%%zmm28", "%%zmm29", DOT0_##R, DOT1_##R)
+#define START_16_SECOND(R, _) EXTENDED(R, BEGIN_16_SECOND, HIGH_16_SECOND, "%%zmm28", "%%zmm29", DOT0_##R, DOT1_##R)
+#define START_16_MINIMUM_FIRST(R, _) EXTENDED(R, BEGIN_ZERO, HIGH_16_FIRST, "%%zmm28", "%%zmm29", DOT0_##R, DOT1_##R)
+#define START_16_MINIMUM_SECOND(R, _) EXTENDED(R, BEGIN_ZERO, HIGH_16_SECOND, "%%zmm28", "%%zmm29", DOT0_##R, DOT1_##R)
+
 #define GROUP_32(ROWS) \
     ROWS(START_32, 0) LINES_FIRST(ROWS) LINES_SECOND(ROWS) LOAD_SCALES("512") ROWS(ADD_SCALED, 0)
 #define GROUP_32_MINIMUM(ROWS) \
-    ROWS(START_BIAS, 0) LINES_FIRST(ROWS) LINES_SECOND(ROWS) \
-    LOAD_SCALES("512") ROWS(ADD_SCALED, 0) LOAD_SCALES("576") ROWS(ADD_MINIMUM_32, 0)
+    ROWS(START_32_MINIMUM, 0) LINES_FIRST(ROWS) LINES_SECOND(ROWS) \
+    LOAD_SCALES("512") LOAD_MINIMUMS("576") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_32, 0)
 #define GROUP_16(ROWS) \
     ROWS(START_16_FIRST, 0) LINES_FIRST(ROWS) LOAD_SCALES("512") ROWS(ADD_SCALED, 0) \
     ROWS(START_16_SECOND, 0) LINES_SECOND(ROWS) LOAD_SCALES("576") ROWS(ADD_SCALED, 0)
 #define GROUP_16_MINIMUM(ROWS) \
-    ROWS(START_BIAS, 0) LINES_FIRST(ROWS) \
-    LOAD_SCALES("512") ROWS(ADD_SCALED, 0) LOAD_SCALES("640") ROWS(ADD_MINIMUM_16_FIRST, 0) \
-    ROWS(START_BIAS, 0) LINES_SECOND(ROWS) \
-    LOAD_SCALES("576") ROWS(ADD_SCALED, 0) LOAD_SCALES("704") ROWS(ADD_MINIMUM_16_SECOND, 0)
+    ROWS(START_16_MINIMUM_FIRST, 0) LINES_FIRST(ROWS) \
+    LOAD_SCALES("512") LOAD_MINIMUMS("640") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_FIRST, 0) \
+    ROWS(START_16_MINIMUM_SECOND, 0) LINES_SECOND(ROWS) \
+    LOAD_SCALES("576") LOAD_MINIMUMS("704") ROWS(ADD_SCALED, 0) ROWS(ADD_MINIMUM_16_SECOND, 0)
 
 // Rows that need records come in at least three calls, so six lines with a group ask for all of it.
 #define ASK_AHEAD \
@@ -47,24 +59,23 @@ namespace {
               const Ahead& ahead) { \
         const uint8_t* x1 = x0 + 3 * stride; \
         const uint8_t* next = ahead.next; \
+        int64_t line; \
         asm volatile( \
-            "vpbroadcastd %[bias], %%zmm30\n\t" \
             ROWS(LOAD_SUMS, 0) \
             ".p2align 6\n\t" \
             "1:\n\t" \
             ASK_AHEAD \
             GROUP(ROWS) \
-            "add $48, %[x0]\n\t" \
-            "add $48, %[x1]\n\t" \
+            "add $64, %[x0]\n\t" \
+            "add $64, %[x1]\n\t" \
             "add $2*%c[half], %[w]\n\t" \
             "dec %[count]\n\t" \
             "jnz 1b\n\t" \
             ROWS(STORE_SUMS, 0) \
             : [w] "+r"(w), [count] "+r"(count), [x0] "+r"(x0), [x1] "+r"(x1), \
-              [next] "+r"(next) \
-            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [bias] "m"(FLOAT_BIAS), \
-              [half] "i"(HALF_BYTES) \
-            : "memory", "cc", ALL_ZMM); \
+              [next] "+r"(next), [line] "=&r"(line) \
+            : [stride] "r"(stride), [sums] "r"(sums), [step] "r"(ahead.step_bytes), [half] "i"(HALF_BYTES) \
+            : "memory", "cc", "k1", ALL_ZMM); \
     }
 
 using Loop = void (*)(const uint8_t* w, int64_t count, const uint8_t* x0, int64_t stride, float* sums,

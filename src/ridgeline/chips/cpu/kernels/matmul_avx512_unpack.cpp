@@ -138,7 +138,7 @@ inline void unpack_k_scales(const uint8_t* header, const uint8_t* run, uint8_t* 
         store_four<stride, 2>(joined(shifted<-4>(b), shifted<-2>(c)), scale, scales + 6 * stride, 0);
     } else {
         const __m512 scale = _mm512_mul_ps(halves(run), factor);
-        const __m512 minimum = _mm512_mul_ps(halves(run + 32), _mm512_set1_ps(1.0f / 128));
+        const __m512 minimum = halves(run + 32);
         for (int i = 0; i < 4; ++i) {
             const Line both = load_line(run + 64 + i * LINE_BYTES);
             store_four<stride, 2>(_mm512_and_si512(both, bytes(15)), scale, scales + 2 * i * stride, 0);
@@ -180,11 +180,10 @@ inline void unpack_run_scales(const uint8_t* run, int64_t count, uint8_t* scales
 }
 
 template <FormatId format>
-void unpack_scales(const uint8_t* pair, int64_t first_group, int64_t num_groups, uint8_t* scales) {
-    constexpr int64_t tile_stride = half_record_bytes(format) - 512;
-    unpack_run_scales<format, PAIR_TILES * tile_stride, tile_stride>(
+void unpack_scales(const uint8_t* pair, int64_t first_group, int64_t num_groups, uint8_t* records) {
+    unpack_run_scales<format, record_bytes(format), half_record_bytes(format)>(
         pair + tile_layout(format).run_offset(first_group / RUN_GROUPS), groups_in_run(first_group, num_groups),
-        scales);
+        records + 512);
 }
 
 template <FormatId format>

@@ -5,6 +5,8 @@
 
 #include <arm_neon.h>
 
+#include <cstring>
+
 #include "cpu_features.h"
 #include "scalar_numbers.h"
 
@@ -22,8 +24,21 @@ void ask_ahead(const uint8_t* next, int64_t bytes) {
 template <int num_scales>
 inline float scaled_sum(const ActivationGroup& group, int part) {
     if constexpr (num_scales == 1) return group.scaled_sum;
-    const int32_t all = group.biased_sum - FLOAT_BIAS, first = group.minus_128_sum_first;
-    return group.scale * static_cast<float>((part == 0 ? first : all - first) / -128);
+    const int32_t minus_sum = part == 0 ? group.minus_sum_first : group.minus_sum - group.minus_sum_first;
+    return group.scale * static_cast<float>(-minus_sum);
+}
+
+// Products of the high parts of a row's extended lines, as far as they share scale `part`, for 4 of the 16 outputs.
+template <int num_scales>
+inline int32x4_t multiply_extended(const int8_t* codes, const ActivationGroup& group, int part) {
+    int32x4_t dot = vdupq_n_s32(0);
+    for (int line = 0; line < EXTENDED_LINES; ++line) {
+        int32_t high;
+        std::memcpy(&high, group.high[line], sizeof high);
+        if (num_scales == 2 && (part == 0) != (group.in_first[line] != 0)) high = 0;
+        dot = vdotq_s32(dot, vld1q_s8(codes + group.line_offset[line]), vreinterpretq_s8_s32(vdupq_n_s32(high)));
+    }
+    return vshlq_n_s32(dot, 7);
 }
 
 // One group of a tile with `rows` rows: 16 outputs are four vectors.
@@ -34,7 +49,10 @@ inline void multiply_group(const uint8_t* half, const ActivationGroup* const gro
     const auto* scales = reinterpret_cast<const float*>(half + 512);
     const float* minimums = scales + num_scales * TILE_ROWS;
     for (int part = 0; part < num_scales; ++part) {
-        int32x4_t dots[rows][4] = {};
+        int32x4_t dots[rows][4];
+        for (int r = 0; r < rows; ++r) {
+            for (int q = 0; q < 4; ++q) dots[r][q] = multiply_extended<num_scales>(codes + q * 16, *groups[r], part);
+        }
         for (int v = part * num_lines; v < (part + 1) * num_lines; v += 4) {
             int8x16_t x[rows];
             for (int r = 0; r < rows; ++r) x[r] = vld1q_s8(groups[r]->codes + 4 * v);

@@ -1,4 +1,5 @@
 // The kernels in plain C++: the definition of what the others compute, and what runs where nothing better does.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -54,14 +55,20 @@ void add_group(const uint8_t* half, const ActivationGroup& group, float* sums) {
     constexpr int lines_per_scale = 8 / num_scales;
     const auto* scales = reinterpret_cast<const float*>(half + 512);
     const float* minimums = scales + TILE_ROWS * num_scales;
+    int32_t x[GROUP_VALUES];
+    for (int i = 0; i < GROUP_VALUES; ++i) x[i] = group.codes[i];
+    for (int line = 0; line < EXTENDED_LINES; ++line) {
+        int32_t* extended = x + group.line_offset[line] / LINE_BYTES * LINE_VALUES;
+        for (int j = 0; j < LINE_VALUES; ++j) extended[j] += EXTENSION * group.high[line][j];
+    }
     for (int part = 0; part < num_scales; ++part) {
         int32_t products[TILE_ROWS] = {};
         int32_t code_sum = 0;
         for (int v = part * lines_per_scale; v < (part + 1) * lines_per_scale; ++v) {
-            for (int j = 0; j < 4; ++j) code_sum += group.codes[4 * v + j];
+            for (int j = 0; j < LINE_VALUES; ++j) code_sum += x[LINE_VALUES * v + j];
             for (int output = 0; output < TILE_ROWS; ++output) {
-                const uint8_t* codes = half + v * LINE_BYTES + 4 * output;
-                for (int j = 0; j < 4; ++j) products[output] += codes[j] * group.codes[4 * v + j];
+                const uint8_t* codes = half + v * LINE_BYTES + LINE_VALUES * output;
+                for (int j = 0; j < LINE_VALUES; ++j) products[output] += codes[j] * x[LINE_VALUES * v + j];
             }
         }
         const float scaled_sum = group.scale * static_cast<float>(code_sum);
@@ -126,34 +133,71 @@ void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* pr
     }
 }
 
+// The lines of the largest magnitudes, the first of equals before the others; and what is left as the largest.
+// Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
+struct LargestLines {
+    int lines[EXTENDED_LINES];
+    float largest;       // magnitude in the group
+    float largest_rest;  // in the lines that are not extended
+};
+
+LargestLines find_largest_lines(const float* x) {
+    uint32_t magnitudes[GROUP_LINES] = {};
+    for (int i = 0; i < GROUP_VALUES; ++i) {
+        magnitudes[i / LINE_VALUES] = std::max(magnitudes[i / LINE_VALUES], float_to_bits(x[i]) & 0x7fffffffu);
+    }
+    LargestLines found;
+    found.largest = bits_to_float(*std::max_element(magnitudes, magnitudes + GROUP_LINES));
+    bool is_extended[GROUP_LINES] = {};
+    for (int& line : found.lines) {
+        line = -1;
+        for (int i = 0; i < GROUP_LINES; ++i) {
+            if (!is_extended[i] && (line < 0 || magnitudes[i] > magnitudes[line])) line = i;
+        }
+        is_extended[line] = true;
+    }
+    uint32_t rest = 0;
+    for (int i = 0; i < GROUP_LINES; ++i) {
+        if (!is_extended[i]) rest = std::max(rest, magnitudes[i]);
+    }
+    found.largest_rest = bits_to_float(rest);
+    return found;
+}
+
 void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
     auto* group = reinterpret_cast<ActivationGroup*>(prepared);
     for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
-        // Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
-        uint32_t largest = 0;
-        for (int i = 0; i < GROUP_VALUES; ++i) {
-            uint32_t bits;
-            std::memcpy(&bits, x + i, sizeof bits);
-            bits &= 0x7fffffffu;
-            if (bits > largest) largest = bits;
+        const LargestLines found = find_largest_lines(x);
+        const GroupScale scale = group_scale(found.largest, found.largest_rest);
+        *group = {};
+        int8_t* high_of_line[GROUP_LINES] = {};
+        for (int i = 0; i < EXTENDED_LINES; ++i) {
+            high_of_line[found.lines[i]] = group->high[i];
+            group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * found.lines[i]);
+            group->in_first[i] = found.lines[i] < GROUP_LINES / 2 ? 0xffff : 0;
         }
-        float magnitude;
-        std::memcpy(&magnitude, &largest, sizeof magnitude);
-        const bool usable = !(magnitude < SMALLEST_MAGNITUDE);
-        const float inverse = usable ? 127.0f / magnitude : 0.0f;
         int32_t sum_first = 0, sum = 0;
         for (int i = 0; i < GROUP_VALUES; ++i) {
-            const float value = x[i] * inverse;
+            int8_t* high = high_of_line[i / LINE_VALUES];
+            const float limit = high == nullptr ? CODE_LIMIT : EXTENDED_LIMIT;
+            float value = x[i] * scale.inverse;
             // Not a number: any code will do, the scale carries it.
-            const int32_t code = value >= -128.0f && value <= 127.5f ? static_cast<int32_t>(std::lrint(value)) : 0;
-            group->codes[i] = static_cast<int8_t>(code);
+            value = value > -limit ? value : -limit;
+            value = value < limit ? value : limit;
+            int32_t code = static_cast<int32_t>(std::lrint(value));
             sum += code;
             if (i < GROUP_VALUES / 2) sum_first += code;
+            if (high != nullptr) {
+                const int32_t part = (code + EXTENSION / 2) >> 7;
+                high[i % LINE_VALUES] = static_cast<int8_t>(part);
+                code -= EXTENSION * part;
+            }
+            group->codes[i] = static_cast<int8_t>(code);
         }
-        group->scale = usable ? magnitude / 127.0f : 0.0f;
-        group->biased_sum = FLOAT_BIAS - 128 * sum;
+        group->scale = scale.scale;
+        group->minus_sum = -sum;
         group->scaled_sum = group->scale * static_cast<float>(sum);
-        group->minus_128_sum_first = -128 * sum_first;
+        group->minus_sum_first = -sum_first;
     }
 }
 

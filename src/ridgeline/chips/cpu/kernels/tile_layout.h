@@ -16,6 +16,7 @@
 #pragma once
 
 #include "matmul.h"
+#include "scalar_numbers.h"
 
 namespace ridgeline {
 
@@ -101,19 +102,45 @@ static constexpr TileLayout tile_layout(FormatId format) {
 constexpr uint8_t IQ4_NL_CODES[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t MXFP4_CODES[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
-// What int32 products may begin with: the bits of 1.5 * 2^23 as float. If the products stay below 2^22, as they do
-// here, the sum of both, read as a float, is 1.5 * 2^23 + products: a subtraction makes them a float, where a
-// conversion would take one of the two units that multiply.
-constexpr int32_t FLOAT_BIAS = 0x4b400000;
+// How many of a group's eight lines are extended: 1 or 2. A macro, since assembly is made of it.
+#ifndef RIDGELINE_EXTENDED_LINES
+#define RIDGELINE_EXTENDED_LINES 2
+#endif
+constexpr int EXTENDED_LINES = RIDGELINE_EXTENDED_LINES;
+static_assert(EXTENDED_LINES == 1 || EXTENDED_LINES == 2);
+constexpr int LINE_VALUES = 4;
+constexpr int GROUP_LINES = GROUP_VALUES / LINE_VALUES;
+// A code of an extended line is EXTENSION * high + code, where codes of the other lines reach +-CODE_LIMIT.
+constexpr int EXTENSION = 128;
+constexpr int CODE_LIMIT = 127;
+constexpr int EXTENDED_LIMIT = CODE_LIMIT * EXTENSION;
 
-// One group of 32 activations.
+// One group of 32 activations: value = scale * (code, with its high part). A line is four neighbours, what one code
+// line of the weights is multiplied with. The lines that hold the largest magnitudes are extended (16 bits), so that
+// these few do not set the step of the others.
 struct ActivationGroup {
     int8_t codes[GROUP_VALUES];
-    float scale;                  // largest magnitude / 127
-    int32_t biased_sum;           // FLOAT_BIAS - 128 * sum of the codes
-    float scaled_sum;             // scale * sum of the codes
-    int32_t minus_128_sum_first;  // -128 * sum of the first 16 codes
+    float scale;
+    int32_t minus_sum;            // -sum of the codes with their high parts
+    float scaled_sum;             // scale * that sum
+    int32_t minus_sum_first;      // -sum of the first 16
+    int8_t high[2][LINE_VALUES];  // of the extended lines; zero where only one line is extended
+    uint16_t line_offset[2];      // which lines they are: 64 * (0..7), the place of the line in a record
+    uint16_t in_first[2];         // all bits set where the line is one of the first 16 values, else zero
 };
-static_assert(sizeof(ActivationGroup) == 48);
+static_assert(sizeof(ActivationGroup) == 64);
+
+struct GroupScale {
+    float scale, inverse;
+};
+
+// From the largest magnitude of a group and that of the lines that are not extended. A NaN or an infinity reaches the
+// scale: magnitudes are compared as integers.
+static inline GroupScale group_scale(float largest, float largest_rest) {
+    if (largest < SMALLEST_MAGNITUDE) return {0.0f, 0.0f};
+    const float of_rest = largest_rest / CODE_LIMIT, of_extended = largest / EXTENDED_LIMIT;
+    const float scale = float_to_bits(of_rest) > float_to_bits(of_extended) ? of_rest : of_extended;
+    return {scale, 1.0f / scale};
+}
 
 }  // namespace ridgeline
