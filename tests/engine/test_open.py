@@ -159,6 +159,18 @@ def test_mistakes_are_told_before_anything_is_loaded(tiny, said, words, monkeypa
     assert words in str(caught.value)
 
 
+def test_files_that_are_open_already_are_used_and_closed_with_the_engine(tiny, monkeypatch) -> None:
+    checkpoint = open_checkpoint(tiny)
+    monkeypatch.setattr("ridgeline.engine.open.open_checkpoint", lambda path: pytest.fail("it was opened again"))
+    closed = []
+    close = type(checkpoint).close
+    monkeypatch.setattr(type(checkpoint), "close", lambda self: closed.append(close(self)))
+    engine = open_engine(settings(tiny), checkpoint=checkpoint)
+    assert not closed
+    engine.close()
+    assert len(closed) == 1
+
+
 def test_what_was_opened_is_closed_when_something_fails_later(tiny, monkeypatch) -> None:
     chip = open_chip("reference")
     closed = []

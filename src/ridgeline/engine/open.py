@@ -55,7 +55,8 @@ def open_engine(
     """
     cache_folder = default_cache_folder() if settings.cache_folder is None else Path(settings.cache_folder)
     with ExitStack() as stack:
-        checkpoint = open_checkpoint(Path(settings.model))
+        if checkpoint is None:
+            checkpoint = open_checkpoint(Path(settings.model))
         stack.callback(checkpoint.close)
         plan = plan_model(checkpoint, context_tokens=settings.context_tokens)
         _check_context(settings, plan)

@@ -95,8 +95,10 @@ class EngineProcess:
                 if len(head) < messages.LENGTH_BYTES:
                     break
                 size = int.from_bytes(head, "big")
+                if size > messages.MAX_FRAME_BYTES:
+                    break
                 body = stream.read(size)
-                if size > messages.MAX_FRAME_BYTES or len(body) < size:
+                if len(body) < size:
                     break
                 message = messages.parse_to_engine(body)
                 if isinstance(message, messages.Ask):
