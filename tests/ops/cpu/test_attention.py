@@ -55,6 +55,15 @@ def test_long_contexts_agree_with_the_reference(shape: Shape, kv_format: KvForma
 
 
 @pytest.mark.parametrize("kv_format", FORMATS)
+@pytest.mark.parametrize("head_width", [2, 6, 18, 66, 250])
+def test_any_even_width_of_heads(head_width: int, kv_format: KvFormat, instruction_set: str) -> None:
+    shape, tokens = Shape(num_query_heads=3, num_kv_heads=1, head_width=head_width, softcap=7.0), tokens_of(7, 70)
+    found = in_chunks(AttentionRun(CpuChip(num_threads=2), shape, kv_format, max_tokens=128), tokens, [66])
+    truth = in_chunks(AttentionRun(ReferenceChip(), shape, kv_format, max_tokens=128), tokens, [66])
+    assert np.abs(found - truth).max() < TOLERANCES[kv_format] * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("kv_format", FORMATS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 def test_threads_share_spans_without_changing_bits(num_threads: int, kv_format: KvFormat) -> None:
     shape, tokens = Shape(num_query_heads=6, num_kv_heads=2, head_width=48, window=900), tokens_of(2, 1100)

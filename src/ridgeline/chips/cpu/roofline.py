@@ -1,5 +1,8 @@
 """The CPU's roofline: measured once in a few seconds, and kept in the cache folder.
 
+A line that was measured while others used the CPUs is too low. It is tried again, briefly, at every start until one
+finds the machine quiet, and the best that was ever seen counts.
+
 Knows: the loops that the kernels offer. Does not know: models, steps.
 """
 
@@ -16,12 +19,15 @@ from typing import Any
 
 from ridgeline.chips.cpu import _native
 
-VERSION = 1
+VERSION = 2
 """Raised when what is measured, or how, changes."""
 ROUNDS = 3
 SECONDS_EACH = 0.15
 """The best of a few short rounds: other programs on the machine only ever make a round slower."""
+BRIEF_SECONDS_EACH = 0.03
 OVERHEAD_STEPS = 200
+QUIET_LOAD = 0.5
+"""Load of the last minute, for each CPU, below which a machine counts as quiet: this process is part of it."""
 LOOPS = ("int8", "bf16", "fp32")
 
 
@@ -33,49 +39,79 @@ class Roofline:
     operations_per_second: Mapping[str, float]
     step_overhead_seconds: float
     """A step that does next to nothing, called from Python."""
+    was_quiet: bool
+    """Whether nobody else used the CPUs meanwhile."""
+
+    def best_of(self, other: Roofline) -> Roofline:
+        """The better figure of each pair."""
+        return Roofline(
+            bandwidth_bytes_per_second=max(self.bandwidth_bytes_per_second, other.bandwidth_bytes_per_second),
+            operations_per_second={
+                loop: max(rate, other.operations_per_second[loop]) for loop, rate in self.operations_per_second.items()
+            },
+            step_overhead_seconds=min(self.step_overhead_seconds, other.step_overhead_seconds),
+            was_quiet=self.was_quiet or other.was_quiet,
+        )
 
 
-def measured(pool: _native.ThreadPool, step_seconds: Callable[[], float]) -> Roofline:
-    """The roofline, measured now; takes about two seconds. `step_seconds` runs a step that does next to nothing."""
+def measured(
+    pool: _native.ThreadPool, step_seconds: Callable[[], float], *, rounds: int, seconds_each: float
+) -> Roofline:
+    """The roofline, measured now. `step_seconds` runs a step that does next to nothing, and says how long it took."""
+    was_quiet = is_quiet()
 
     def best(loop: str) -> float:
-        return max(float(_native.measured_rate(pool, loop, SECONDS_EACH)) for _ in range(ROUNDS))
+        return max(_native.measured_rate(pool, loop, seconds_each) for _ in range(rounds))
 
     return Roofline(
         bandwidth_bytes_per_second=best("read"),
         operations_per_second={loop: best(loop) for loop in LOOPS},
         step_overhead_seconds=statistics.median(step_seconds() for _ in range(OVERHEAD_STEPS)),
+        was_quiet=was_quiet,
     )
+
+
+def is_quiet() -> bool:
+    """Whether others leave the CPUs alone, as far as the load of the last minute tells."""
+    return os.getloadavg()[0] < QUIET_LOAD * (os.cpu_count() or 1)
 
 
 def kept_or_measured(
     pool: _native.ThreadPool, cpu_model: str, folder: Path | None, step_seconds: Callable[[], float]
 ) -> Roofline:
-    """The roofline from the cache folder if it was measured before with this CPU, these threads and this version."""
+    """The roofline from the cache folder, or measured in about two seconds.
+
+    It is kept for each CPU model, instruction set, number of threads and version of the measurement.
+    """
     key = f"{cpu_model}, {_native.instruction_set()}, {pool.num_threads} threads, version {VERSION}"
     path = None if folder is None else folder / "roofline.json"
     kept = {} if path is None else _read(path)
-    entry = kept.get(key)
-    try:
-        if entry is not None:
-            return _from_json(entry)
-    except (KeyError, TypeError, ValueError):
-        pass  # written by something else: measured anew below
-    roofline = measured(pool, step_seconds)
+    known = _from_json(kept.get(key))
+    if known is not None and known.was_quiet:
+        return known
+    if known is None:
+        roofline = measured(pool, step_seconds, rounds=ROUNDS, seconds_each=SECONDS_EACH)
+    else:
+        roofline = measured(pool, step_seconds, rounds=1, seconds_each=BRIEF_SECONDS_EACH).best_of(known)
     if path is not None:
         _write(path, {**kept, key: asdict(roofline)})
     return roofline
 
 
-def _from_json(entry: dict[str, Any]) -> Roofline:
-    return Roofline(
-        bandwidth_bytes_per_second=float(entry["bandwidth_bytes_per_second"]),
-        operations_per_second={loop: float(entry["operations_per_second"][loop]) for loop in LOOPS},
-        step_overhead_seconds=float(entry["step_overhead_seconds"]),
-    )
+def _from_json(entry: Any) -> Roofline | None:
+    """What was kept, or None where there is nothing, or something else."""
+    try:
+        return Roofline(
+            bandwidth_bytes_per_second=float(entry["bandwidth_bytes_per_second"]),
+            operations_per_second={loop: float(entry["operations_per_second"][loop]) for loop in LOOPS},
+            step_overhead_seconds=float(entry["step_overhead_seconds"]),
+            was_quiet=bool(entry["was_quiet"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -83,7 +119,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, content: dict[str, dict[str, Any]]) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     """Replaces the file at once; where that fails, the next start measures again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
