@@ -37,7 +37,7 @@ constexpr int64_t BLOCK_ROWS = 192;
 constexpr int64_t MAX_RUN_RECORD_BYTES = RUN_GROUPS * PAIR_TILES * (512 + 4 * LINE_BYTES);  // of int8 formats
 // How far ahead memory is asked for packed weights. Measured on Zen 5: with less, the loops wait; with much more, what
 // came is gone from first-level cache again.
-constexpr int64_t AHEAD_BYTES = 8192;
+constexpr int64_t AHEAD_BYTES = 12288;
 
 int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
 

@@ -32,6 +32,10 @@ constexpr int PAUSES_PER_CLOCK_READ = 64;
 // Waits until `value` differs from `old`: spins, then yields, then (if `may_sleep`) sleeps in the kernel.
 uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old, bool may_sleep) {
     uint32_t now = value.load(std::memory_order_acquire);
+    for (int i = 0; i < PAUSES_PER_CLOCK_READ && now == old; ++i) {
+        pause_cpu();
+        now = value.load(std::memory_order_acquire);
+    }
     if (now != old) return now;
     const auto start = std::chrono::steady_clock::now();
     for (;;) {
