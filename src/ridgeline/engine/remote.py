@@ -30,6 +30,8 @@ KILL_AFTER_SECONDS = 30.0
 POLL_SECONDS = 0.01
 FIRST_RESTART_DELAY_SECONDS = 0.1
 LAST_RESTART_DELAY_SECONDS = 10.0
+MAX_FAILED_STARTS = 5
+"""An engine that never gets as far as loading its model will not the next time either."""
 
 _Inbox = asyncio.Queue[TokenChunk | Exception]
 
@@ -174,11 +176,18 @@ class RemoteEngine:
 
     async def _keep_running(self) -> None:
         delay = FIRST_RESTART_DELAY_SECONDS
+        num_failed_starts = 0
         while not self._is_closing:
             was_ready = await self._run_once()
+            num_failed_starts = 0 if was_ready else num_failed_starts + 1
             self._ready.clear()
             status = self._child.exit_status if self._child is not None else None
             self._fail_all(f"the engine process ended unexpectedly (exit status {status}); it is being started again")
+            if num_failed_starts >= MAX_FAILED_STARTS and self._mistake is None:
+                self._mistake = UserError(
+                    f"the engine process could not be started {num_failed_starts} times in a row (exit status {status})",
+                    hint="what it said stands above; ridgeline doctor checks the machine",
+                )
             if self._mistake is not None:
                 self._ready.set()
                 return
