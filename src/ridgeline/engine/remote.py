@@ -185,7 +185,7 @@ class RemoteEngine:
             self._fail_all(f"the engine process ended unexpectedly (exit status {status}); it is being started again")
             if num_failed_starts >= MAX_FAILED_STARTS and self._mistake is None:
                 self._mistake = UserError(
-                    f"the engine process could not be started {num_failed_starts} times in a row (exit status {status})",
+                    f"the engine process failed to start {num_failed_starts} times in a row (exit status {status})",
                     hint="what it said stands above; ridgeline doctor checks the machine",
                 )
             if self._mistake is not None:
