@@ -110,7 +110,7 @@ def test_what_was_measured_on_a_busy_machine_only_gets_better(
     for quiet in (False, False, True, True):
         is_quiet.append(quiet)
         seen.append(CpuChip(cache_folder=tmp_path, num_threads=1).facts())
-    assert rounds_of == [roofline.ROUNDS, 1, 1]
+    assert rounds_of == [roofline.ROUNDS, 1]  # at the first start, and at the first quiet one
     for before, after in pairwise(seen):
         assert after.bandwidth_bytes_per_second >= before.bandwidth_bytes_per_second
         assert after.operations_per_second["int8"] >= before.operations_per_second["int8"]

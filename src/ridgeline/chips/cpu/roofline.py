@@ -1,7 +1,8 @@
 """The CPU's roofline: measured once in a few seconds, and kept in the cache folder.
 
-A line that was measured while others used the CPUs is too low. It is tried again, briefly, at every start until one
-finds the machine quiet, and the best that was ever seen counts.
+A line that was measured while others used the CPUs is too low. It is tried again, briefly, at the first start that
+finds the machine quiet, and the better of both counts. A start that finds it busy makes do with what is known: to
+measure once more among others would tell little, and cost as much as all the rest of the start.
 
 Knows: the loops that the kernels offer. Does not know: models, steps.
 """
@@ -87,7 +88,7 @@ def kept_or_measured(
     path = None if folder is None else folder / "roofline.json"
     kept = {} if path is None else _read(path)
     known = _from_json(kept.get(key))
-    if known is not None and known.was_quiet:
+    if known is not None and (known.was_quiet or not is_quiet()):
         return known
     if known is None:
         roofline = measured(pool, step_seconds, rounds=ROUNDS, seconds_each=SECONDS_EACH)
