@@ -24,7 +24,7 @@ HELP = """\
 /help            this text
 /clear           forget the conversation
 /system TEXT     set the system message and forget the conversation; without TEXT, have none
-/set NAME VALUE  change a sampling option: max_tokens, temperature, top_p, top_k, min_p, seed; without NAME, show them
+/set NAME VALUE  change max_tokens, temperature, top_p, top_k, min_p or seed; without NAME, show what is set
 /quit            end (also: Ctrl-D); Ctrl-C stops an answer
 \"\"\" begins and ends a message of several lines"""
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from ridgeline.chips.cpu import _native, machine
 from ridgeline.cli.words import bytes_in_words
 from ridgeline.errors import UserError
+from ridgeline.model.load import plan_model
+from ridgeline.text.open import open_text
 from ridgeline.version import VERSION
 from ridgeline.weights.cache_folder import default_cache_folder, made_folder
 from ridgeline.weights.facts import memory_bytes
@@ -108,7 +110,12 @@ def _model(argument: str) -> Iterator[Finding]:
         yield Finding("FAIL", error.message, error.hint)
         return
     try:
+        plan_model(checkpoint)
+        open_text(checkpoint, default_cache_folder() / "text")
         by_format = memory_bytes(checkpoint)
+    except UserError as error:
+        yield Finding("FAIL", error.message, error.hint)
+        return
     finally:
         checkpoint.close()
     total = sum(by_format.values())

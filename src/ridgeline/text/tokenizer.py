@@ -232,13 +232,17 @@ def cached_tokenizer(path: Path, read_spec: Callable[[], TokenizerSpec]) -> Toke
     except (StaleVocabularyError, OSError):
         pass
     content = compile_vocabulary(read_spec())
+    partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A reader sees the old file or the whole new one, never half: written beside it, then renamed.
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            partial = Path(file.name)
             file.write(content)
-        os.replace(file.name, path)
+        os.replace(partial, path)
     except OSError:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
         return Tokenizer(read_vocabulary(content))
     return Tokenizer.from_compiled(path)
 
