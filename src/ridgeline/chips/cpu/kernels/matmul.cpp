@@ -27,8 +27,8 @@ std::atomic<const InstructionSet*>& chosen_set() {
     return set;
 }
 
-// With few rows, the first take codes straight from the packed pairs, run by run, and leave records for the others; with
-// many, codes are first unpacked, a slab at a time, and all rows of a block use the slab. Slabs leave room for
+// With few rows, the first take codes straight from the packed pairs, run by run, and leave records for the others;
+// with many, codes are first unpacked, a slab at a time, and all rows of a block use the slab. Slabs leave room for
 // activations in first-level cache. Measured on Zen 5.
 constexpr int64_t SLAB_RECORD_BYTES = 20 * 1024;
 constexpr int64_t MAX_SLAB_BYTES = RUN_GROUPS * MAX_RECORD_BYTES;  // a slab is at least a run

@@ -10,7 +10,7 @@ namespace ridgeline::avx512 {
 
 namespace {
 
-// Masks and code book of a format. Its code lines are made in zmm24 (tile 0, at operand a) and zmm25 (tile 1, one line on).
+// Masks and code book of a format. Its code lines are made in zmm24 (tile 0) and zmm25 (tile 1).
 struct Constants {
     uint32_t low;      // zmm8: the bits that come from the first plane
     uint32_t all;      // zmm9: all bits of a code
@@ -280,8 +280,8 @@ constexpr Constants IQ4_NL_CONSTANTS = make_book(IQ4_NL_CODES, 0);
 constexpr Constants MXFP4_CONSTANTS = make_book(MXFP4_CODES, 3);
 
 template <FormatId format, typename Loops, const Constants& constants>
-void multiply(const uint8_t* groups, uint8_t* records, int64_t num_groups, const uint8_t* prepared,
-              int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead) {
+void multiply(const uint8_t* groups, uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
+              int num_rows, float* sums, const Ahead& ahead) {
     static_assert(Loops::group_bytes == tile_layout(format).group_bytes);
     static_assert(Loops::record_bytes == half_record_bytes(format));
     Loops::loops[num_rows - 1](constants, groups, records, num_groups, prepared, row_bytes, sums, ahead);

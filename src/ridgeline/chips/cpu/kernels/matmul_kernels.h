@@ -46,8 +46,8 @@ using MultiplyFunction = void (*)(const uint8_t* records, int64_t num_groups, co
 
 // Unpacks the scales of the run that begins at `first_group` to their places in the records of its groups.
 using UnpackScalesFunction = void (*)(const uint8_t* pair, int64_t first_group, int64_t num_groups, uint8_t* records);
-// As MultiplyFunction, for 1..MAX_ROWS_PER_DIRECT_CALL rows, with the groups of one run as they lie in memory. Codes are
-// unpacked on the way and left in the records, which have the scales: further rows go on with those.
+// As MultiplyFunction, for 1..MAX_ROWS_PER_DIRECT_CALL rows, with the groups of one run as they lie in memory. Codes
+// are unpacked on the way and left in the records, which have the scales: further rows go on with those.
 using MultiplyDirectFunction = void (*)(const uint8_t* groups, uint8_t* records, int64_t num_groups,
                                         const uint8_t* prepared, int64_t row_bytes, int num_rows, float* sums,
                                         const Ahead& ahead);
