@@ -48,7 +48,14 @@ class Part:
 
 class KvLayer:
     def __init__(
-        self, format: int, num_heads: int, head_width: int, pages_address: int, open_address: int = 0
+        self,
+        format: int,
+        num_heads: int,
+        head_width: int,
+        pages_address: int,
+        page_stride: int,
+        open_address: int,
+        place_stride: int,
     ) -> None: ...
 
 class Record:

@@ -166,11 +166,17 @@ void bind_values(nb::module_& m) {
         .def(
             "__init__",
             [](KvLayer* self, int32_t format, int64_t num_heads, int64_t head_width, uint64_t pages_address,
-               uint64_t open_address) {
-                new (self) KvLayer{static_cast<KvFormat>(format), num_heads, head_width,
-                                   reinterpret_cast<uint8_t*>(pages_address), reinterpret_cast<uint8_t*>(open_address)};
+               int64_t page_stride, uint64_t open_address, int64_t place_stride) {
+                new (self) KvLayer{static_cast<KvFormat>(format),
+                                   num_heads,
+                                   head_width,
+                                   reinterpret_cast<uint8_t*>(pages_address),
+                                   page_stride,
+                                   reinterpret_cast<uint8_t*>(open_address),
+                                   place_stride};
             },
-            "format"_a, "num_heads"_a, "head_width"_a, "pages_address"_a, "open_address"_a = 0);
+            "format"_a, "num_heads"_a, "head_width"_a, "pages_address"_a, "page_stride"_a, "open_address"_a,
+            "place_stride"_a);
 }
 
 void bind_plan(nb::module_& m) {

@@ -61,31 +61,26 @@ int64_t num_staged_pages(const StepView& step, int64_t sequence) {
 uint8_t* plain_block(const KvLayer& layer, const Staging& staging, const StepView& step, int64_t sequence,
                      int64_t page_index, int64_t kv_head) {
     if (layer.format != KvFormat::Int8) {
-        const int64_t page = step.page(sequence, page_index);
-        return layer.pages + (page * layer.num_heads + kv_head) * block_bytes(layer.format, layer.head_width);
+        return layer.block(step.page(sequence, page_index), kv_head);
     }
     const TouchedPages touched = touched_pages(step, sequence);
     if (page_index < touched.first) return nullptr;
-    const size_t bytes = plain_block_bytes(false, layer.head_width);
     if (page_index + 2 <= touched.last) {
         const int64_t number = staging.first_staged[sequence] + page_index - touched.first;
-        return staging.blocks + (number * layer.num_heads + kv_head) * bytes;
+        return staging.blocks + (number * layer.num_heads + kv_head) * plain_block_bytes(false, layer.head_width);
     }
-    const int64_t place = step.places[sequence];
-    return layer.open + ((place * 2 + (page_index & 1)) * layer.num_heads + kv_head) * bytes;
+    return layer.open_block(step.places[sequence], page_index & 1, kv_head);
 }
 
 void store_tokens(const AttentionKernels& kernels, const KvLayer& layer, const StepView& step, const float* k,
                   int64_t k_stride, const float* v, int64_t v_stride, int64_t token_begin, int64_t token_end) {
     const bool is_f32 = layer.format == KvFormat::F32;
-    const size_t bytes = block_bytes(layer.format, layer.head_width);
     for (int64_t head = 0; head < layer.num_heads; ++head)
         for (int64_t t = token_begin; t < token_end; ++t) {
             const int64_t slot = step.slots[t];
-            uint8_t* block = layer.pages + (slot / PAGE_SLOTS * layer.num_heads + head) * bytes;
             kernels.store(is_f32, layer.head_width, k + t * k_stride + head * layer.head_width,
                           v + t * v_stride + head * layer.head_width, slot % PAGE_SLOTS, !next_is_stored(step, t),
-                          block);
+                          layer.block(slot / PAGE_SLOTS, head));
         }
 }
 
@@ -93,14 +88,12 @@ void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const
                     const float* k, int64_t k_stride, const float* v, int64_t v_stride, int64_t sequence,
                     int64_t kv_head) {
     const TouchedPages touched = touched_pages(step, sequence);
-    const size_t plain_bytes = plain_block_bytes(false, layer.head_width);
-    const size_t bytes = block_bytes(layer.format, layer.head_width);
     const int64_t token_begin = step.query_starts[sequence], token_end = step.query_starts[sequence + 1];
     if (num_staged_pages(step, sequence) > 0 && step.positions[token_begin] % PAGE_SLOTS > 0) {
         // The first page goes on from what its place holds, which the last pages of this step will overwrite.
-        const int64_t parity = touched.first & 1, place = step.places[sequence];
-        const uint8_t* open = layer.open + ((place * 2 + parity) * layer.num_heads + kv_head) * plain_bytes;
-        std::memcpy(plain_block(layer, staging, step, sequence, touched.first, kv_head), open, plain_bytes);
+        const uint8_t* open = layer.open_block(step.places[sequence], touched.first & 1, kv_head);
+        std::memcpy(plain_block(layer, staging, step, sequence, touched.first, kv_head), open,
+                    plain_block_bytes(false, layer.head_width));
     }
     for (int64_t t = token_begin; t < token_end; ++t) {
         const int64_t position = step.positions[t], slot = position % PAGE_SLOTS;
@@ -109,7 +102,7 @@ void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const
                       v + t * v_stride + kv_head * layer.head_width, slot, !next_is_stored(step, t), plain);
         if (slot == PAGE_SLOTS - 1) {
             const int64_t page = step.page(sequence, position / PAGE_SLOTS);
-            kernels.quantise(layer.head_width, plain, layer.pages + (page * layer.num_heads + kv_head) * bytes);
+            kernels.quantise(layer.head_width, plain, layer.block(page, kv_head));
         }
     }
 }

@@ -44,7 +44,17 @@ struct KvLayer {
     KvFormat format = KvFormat::Bf16;
     int64_t num_heads = 0, head_width = 0;
     uint8_t* pages = nullptr;  // [page][kv head] blocks
+    int64_t page_stride = 0;   // bytes from a page to the next: a page's layers lie side by side
     uint8_t* open = nullptr;   // int8: [place][2][kv head] plain blocks
+    int64_t place_stride = 0;  // bytes from a place to the next, likewise
+
+    uint8_t* block(int64_t page, int64_t kv_head) const {
+        return pages + page * page_stride + kv_head * static_cast<int64_t>(block_bytes(format, head_width));
+    }
+    uint8_t* open_block(int64_t place, int64_t parity, int64_t kv_head) const {
+        const auto bytes = static_cast<int64_t>(plain_block_bytes(false, head_width));
+        return open + place * place_stride + (parity * num_heads + kv_head) * bytes;
+    }
 };
 
 // Where the plain blocks of this step's own pages lie, with int8; see `staged_begin`.

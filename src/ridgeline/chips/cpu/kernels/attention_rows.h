@@ -128,8 +128,7 @@ static void attend(const AttendRequest& request, const QueryBlock& block, int64_
     const auto block_at = [&](int64_t index) -> const uint8_t* {
         if (layer.format != KvFormat::Int8 || index == own_page)
             return plain_block(layer, request.staging, step, block.sequence, index, kv_head);
-        const int64_t page = step.page(block.sequence, index);
-        return layer.pages + (page * layer.num_heads + kv_head) * block_bytes(layer.format, layer.head_width);
+        return layer.block(step.page(block.sequence, index), kv_head);
     };
     for (int64_t span = spans.begin; span < spans.end; ++span) {
         begin_span(rows);
