@@ -19,11 +19,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
-import numpy as np
-import numpy.typing as npt
-
 from ridgeline.cache.prefix import PrefixIndex
 from ridgeline.engine import admission
+from ridgeline.engine.choose import Chooser, Chosen
 from ridgeline.engine.client import EngineModel, EngineStatistics
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.runner import Runner, shape_of
@@ -33,16 +31,14 @@ from ridgeline.engine.timing import SampleStopwatch
 from ridgeline.errors import EngineDeadError, RequestError, RidgelineError
 from ridgeline.ops.chip import CompiledStep
 from ridgeline.ops.step import StepLimits
-from ridgeline.request.output import FinishReason, RequestTiming, TokenChunk, TokenLogprob
+from ridgeline.request.output import FinishReason, RequestTiming, TokenChunk
 from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import MAX_SEED
-from ridgeline.sampling.sampler import Sampler, SamplingError
+from ridgeline.sampling.sampler import SamplingError
 from ridgeline.sampling.state import SampleState
 from ridgeline.schedule.batch import Batch, BatchEntry
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.schedule.sequence import Sequence
-
-Logits = npt.NDArray[np.float32]
 
 MAX_FAILED_STEPS = 3
 """So many steps that raise, one after another, mean that the chip is lost and not that requests are at fault."""
@@ -96,7 +92,7 @@ class Engine:
             max_queued_sequences=max_queued_requests,
             max_queued_tokens=max_queued_tokens,
         )
-        self._sampler = Sampler(model.vocabulary_size)
+        self._chooser = Chooser(model.vocabulary_size)
         self._requests: dict[str, dict[int, Sample]] = {}
         self._samples: dict[int, Sample] = {}
         self._sequence_numbers = count()
@@ -167,27 +163,29 @@ class Engine:
             return self._fail_step(batch, error)
         self._num_failed_steps = 0
         chunks: list[TokenChunk] = []
-        tokens: dict[int, int] = {}
-        logprobs: dict[int, TokenLogprob] = {}
+        chosen: dict[int, Chosen] = {}
         row = 0
         for entry in batch.entries:
             rows_BV = logits_BV[row : row + entry.num_logit_rows]
             row += entry.num_logit_rows
-            if entry.sequence_id not in self._samples:
+            sample = self._samples.get(entry.sequence_id)
+            if sample is None:
                 continue  # another sample of the same request has just failed
+            brought = chosen[entry.sequence_id] = Chosen()
             try:
-                self._sample_entry(entry, rows_BV, tokens, logprobs)
+                self._chooser.choose(sample, entry, rows_BV, brought)
             except Exception as error:
-                chunks += self._fail_request(self._samples[entry.sequence_id], error)
+                chunks += brought.chunks
+                chunks += self._fail_request(sample, error)
         ended = self._clock()
-        self._scheduler.accept(batch, tokens, ended - started)
+        self._scheduler.accept(batch, {number: each.token_ids for number, each in chosen.items()}, ended - started)
         self._last_step_ended = ended
         if self._predictor is not None:
             self._predictor.observe(shape_of(batch), self._runner.seconds())
         for entry in batch.entries:
             sample = self._samples.get(entry.sequence_id)
             if sample is not None:
-                chunks += self._advance(sample, entry, tokens, logprobs, started, ended)
+                chunks += self._advance(sample, entry, chosen[entry.sequence_id], started, ended)
         return chunks
 
     def statistics(self) -> EngineStatistics:
@@ -243,14 +241,16 @@ class Engine:
             rows_from=0 if wants_prompt else None,
         )
         ends = self._text.end_of_sequence_ids
+        token_ids = list(request.prompt_token_ids)
         return Sample(
             request=request,
             index=index,
             sequence=sequence,
+            token_ids=token_ids,
             state=SampleState.of(
                 sampling,
                 seed=(request.seed + index) & MAX_SEED,
-                token_ids=sequence.token_ids,
+                token_ids=token_ids,
                 num_prompt_tokens=sequence.num_prompt_tokens,
                 end_of_sequence_ids=ends,
                 bad_word_ids=bad_words,
@@ -262,61 +262,32 @@ class Engine:
             prompt_logprobs=[None] if wants_prompt else None,
         )
 
-    def _sample_entry(
-        self, entry: BatchEntry, rows_BV: Logits, tokens: dict[int, int], logprobs: dict[int, TokenLogprob]
-    ) -> None:
-        """Read the entry's rows: log-probabilities of prompt tokens, and a new token from the last."""
-        sample = self._samples[entry.sequence_id]
-        sequence = sample.sequence
-        for number in range(entry.num_logit_rows):
-            position = entry.end - entry.num_logit_rows + number
-            if position + 1 == len(sequence.token_ids):
-                token_id = self._sampler.sample(rows_BV[number], sample.state)
-                tokens[entry.sequence_id] = token_id
-                num_top = sample.request.sampling.logprobs
-                if num_top is not None:
-                    logprobs[entry.sequence_id] = self._sampler.logprob(rows_BV[number], token_id, num_top)
-            elif sample.prompt_logprobs is not None:
-                assert len(sample.prompt_logprobs) == position + 1
-                num_top = sample.request.sampling.prompt_logprobs or 0
-                token_id = sequence.token_ids[position + 1]
-                sample.prompt_logprobs.append(self._sampler.logprob(rows_BV[number], token_id, num_top))
-
     def _advance(
-        self,
-        sample: Sample,
-        entry: BatchEntry,
-        tokens: dict[int, int],
-        logprobs: dict[int, TokenLogprob],
-        started: float,
-        ended: float,
+        self, sample: Sample, entry: BatchEntry, chosen: Chosen, started: float, ended: float
     ) -> list[TokenChunk]:
-        """Tell the sample what the step brought it; the chunks that come of it."""
-        token_id = tokens.get(entry.sequence_id)
+        """Account for what the step brought the sample; the chunks to be told."""
+        num_tokens = len(chosen.token_ids)
+        is_first = sample.num_output_tokens == num_tokens
         sample.stopwatch.note_step(
             self._counts["num_steps"],
             started,
             ended,
-            is_prefill=sample.num_output_tokens == 0 or entry.end - entry.start > 1,
-            has_token=token_id is not None,
+            is_prefill=is_first or entry.end - entry.num_drafted - entry.start > 1,
+            has_token=num_tokens > 0,
         )
-        if token_id is None:
+        if not chosen.chunks:
             return []
-        if sample.num_output_tokens == 0:
+        if is_first:
             self._counts["num_prompt_tokens"] += sample.sequence.num_prompt_tokens
             self._counts["num_cached_tokens"] += sample.sequence.num_cached_tokens
-        self._counts["num_generated_tokens"] += 1
-        try:
-            sample.state.note(token_id)
-            chunk = sample.take(token_id, logprobs.get(entry.sequence_id))
-        except Exception as error:
-            return self._fail_request(sample, error)
-        if chunk.finish_reason is None:
-            return [chunk]
+        self._counts["num_generated_tokens"] += num_tokens
+        *before, last = chosen.chunks
+        if last.finish_reason is None:
+            return chosen.chunks
         samples = self._requests[sample.request.request_id]
         self._remove(sample)
         self._counts["num_finished"] += not samples
-        return [replace(chunk, timing=self._timing(sample, ended))]
+        return [*before, replace(last, timing=self._timing(sample, ended))]
 
     def _fail_step(self, batch: Batch, error: Exception) -> list[TokenChunk]:
         self._num_failed_steps += 1

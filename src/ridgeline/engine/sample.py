@@ -26,6 +26,8 @@ class Sample:
     index: int
     sequence: Sequence
     state: SampleState
+    token_ids: list[int]
+    """Prompt and output as far as it was drawn; the sampler's state sees it too, and `take` appends."""
     text: SampleText
     stopwatch: SampleStopwatch
     max_output_tokens: int
@@ -33,11 +35,15 @@ class Sample:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Filled chunk by chunk; told with the first token, then None."""
     num_output_tokens: int = field(default=0)
+    takes_drafts: bool = True
+    """False once logits of a step with drafts were not finite."""
 
     def take(self, token_id: int, logprob: TokenLogprob | None) -> TokenChunk:
-        """The chunk that a newly sampled token makes; with a finish reason if the sample ends with it."""
+        """Take in a newly drawn token; the chunk that it makes, with a finish reason if the sample ends with it."""
         sampling = self.request.sampling
         self.num_output_tokens += 1
+        self.token_ids.append(token_id)
+        self.state.note(token_id)
         reason: FinishReason | None = None
         stop_reason: str | int | None = None
         if token_id in self.end_of_sequence_ids and not sampling.ignore_eos:

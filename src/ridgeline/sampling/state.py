@@ -21,7 +21,7 @@ def _ids(token_ids: Iterable[int]) -> TokenIds:
 class SampleState:
     """One sample of a request, as the sampler sees it.
 
-    Holds: counts of its output tokens; `note` changes them. `token_ids` is shared with the scheduler, which appends.
+    Holds: counts of its output tokens; `note` changes them. `token_ids` is shared with who appends to it.
     """
 
     sampling: SamplingParams

@@ -21,7 +21,9 @@ class BatchEntry:
     """See `StepArrays.places_N`."""
     num_logit_rows: int
     """How many of the last tokens' logits are wanted: 0 for a chunk that does not reach the end of the prompt, 1 where
-    a token is sampled, more for prompt log-probabilities and for speculated tokens."""
+    a token is sampled, more for prompt log-probabilities and for drafts."""
+    num_drafted: int = 0
+    """How many of the last tokens are drafts: guesses that stand only where the sampled tokens are equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

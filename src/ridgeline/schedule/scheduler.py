@@ -11,7 +11,7 @@ Knows: tokens as integers, page numbers, predicted seconds. Does not know: array
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
 
 from ridgeline.cache.prefix import PrefixIndex
@@ -26,6 +26,9 @@ ADMISSIONS_PER_PROMOTION = 16
 priority: nobody waits for more than this many times the sequences that were ahead of it."""
 MAX_PASSED_OVER = 64
 """Waiting sequences that admission looks past because their prefix is just being computed by another."""
+Propose = Callable[[list[Sequence], int], Mapping[int, tuple[int, ...]]]
+"""(decoding sequences, drafts that the step has room for) -> drafts of some of them, by sequence id."""
+
 MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
 
@@ -41,6 +44,7 @@ class Scheduler:
         limits: the largest step; it must leave a token for a prompt beside `max_sequences` decoding sequences.
         predict: seconds that a step will take.
         goal_seconds: how long decoding sequences may wait for a step that also reads prompts; None: for ever.
+        propose: guesses at the tokens that decoding sequences will go on with; None: nobody guesses.
         max_queued_sequences: newcomers beyond this many waiting are refused.
         max_queued_tokens: the same, for the sum of their tokens.
     """
@@ -52,6 +56,7 @@ class Scheduler:
         *,
         predict: Predict | None = None,
         goal_seconds: float | None = None,
+        propose: Propose | None = None,
         max_queued_sequences: int = 4096,
         max_queued_tokens: int = 1 << 22,
     ) -> None:
@@ -61,6 +66,7 @@ class Scheduler:
         self._limits = limits
         self._predict = predict
         self._goal_seconds = goal_seconds
+        self._propose = propose
         self._waiting = WaitingQueue(max_queued_sequences, max_queued_tokens)
         self._running: list[Sequence] = []
         self._sequences: dict[int, Sequence] = {}
@@ -121,10 +127,12 @@ class Scheduler:
         shares = self._plan()
         return Batch(entries=tuple(_entry(share) for share in shares)) if shares else None
 
-    def accept(self, batch: Batch, sampled: Mapping[int, int], seconds: float = 0.0) -> None:
-        """Take in that the batch was run in `seconds` and which token was sampled for which sequence.
+    def accept(self, batch: Batch, sampled: Mapping[int, AbstractSequence[int]], seconds: float = 0.0) -> None:
+        """Take in that the batch was run in `seconds` and which tokens were sampled for which sequence.
 
-        Full pages become findable. Sequences that were removed meanwhile are passed over.
+        One token, and another for each draft that stands: they are the sampled ones but the last. Drafts that do not
+        stand were run in vain, and what they stored will be stored over. Full pages become findable. Sequences that
+        were removed meanwhile are passed over.
         """
         if seconds > 0.0:
             rate = batch.num_tokens / seconds
@@ -134,14 +142,20 @@ class Scheduler:
             if sequence is None:
                 continue
             assert sequence.num_computed == entry.start, (sequence.sequence_id, sequence.num_computed, entry.start)
-            sequence.num_computed = entry.end
+            tokens = sampled.get(entry.sequence_id, ())
+            end = entry.end - entry.num_drafted
+            if tokens:
+                assert end == len(sequence.token_ids), "a token was sampled before the end"
+                end += len(tokens) - 1
+                assert end <= entry.end
+            elif entry.num_drafted:
+                end = entry.start  # nothing was drawn from the step; it is made again without drafts
+            sequence.token_ids += tokens
+            sequence.num_computed = end
             if sequence.rows_from is not None:
-                is_done = entry.end >= sequence.num_prompt_tokens
-                sequence.rows_from = None if is_done else max(sequence.rows_from, entry.end)
-            self._publish(sequence, entry.start // PAGE_SLOTS, entry.end // PAGE_SLOTS)
-            if entry.sequence_id in sampled:
-                assert sequence.num_remaining == 0, "a token was sampled before the end"
-                sequence.token_ids.append(sampled[entry.sequence_id])
+                is_done = end >= sequence.num_prompt_tokens
+                sequence.rows_from = None if is_done else max(sequence.rows_from, end)
+            self._publish(sequence, entry.start // PAGE_SLOTS, end // PAGE_SLOTS)
 
     def _publish(self, sequence: Sequence, start_page: int, end_page: int) -> None:
         sequence.extend_keys(end_page)
@@ -269,20 +283,40 @@ class Scheduler:
             insort(self._running, oldest, key=lambda each: each.order)
 
     def _plan(self) -> list[Share]:
-        decoding = [
-            Share(sequence=sequence, end=sequence.num_computed + 1)
-            for sequence in self._running
-            if sequence.num_remaining == 1
-        ]
+        sequences = [sequence for sequence in self._running if sequence.num_remaining == 1]
         prefilling = [sequence for sequence in self._running if sequence.num_remaining > 1]
+        drafts = self._drafts(sequences, has_prompts=bool(prefilling))
+        decoding = []
+        for sequence in sequences:
+            draft = drafts.get(sequence.sequence_id, ())
+            draft = draft[: self._room_for_draft(sequence, len(draft))] if draft else ()
+            decoding.append(Share(sequence=sequence, end=sequence.num_computed + 1 + len(draft), draft=draft))
+        num_tokens = sum(share.num_tokens for share in decoding)
         return decoding + prefill_shares(
             decoding,
             prefilling,
-            max_tokens=self._limits.max_tokens - len(decoding),
-            max_rows=self._limits.max_logit_rows - len(decoding),
+            max_tokens=self._limits.max_tokens - num_tokens,
+            max_rows=self._limits.max_logit_rows - num_tokens,
             predict=self._predict,
             goal_seconds=self._goal_seconds,
         )
+
+    def _drafts(self, sequences: list[Sequence], *, has_prompts: bool) -> Mapping[int, tuple[int, ...]]:
+        """Drafts for decoding sequences, within what the step has room for; prompts keep half of it."""
+        if self._propose is None or not sequences:
+            return {}
+        room = min(self._limits.max_tokens, self._limits.max_logit_rows) - len(sequences)
+        if has_prompts:
+            room //= 2
+        return self._propose(sequences, room) if room > 0 else {}
+
+    def _room_for_draft(self, sequence: Sequence, num_wanted: int) -> int:
+        """How many drafts the sequence's pages have room for, taking another page only if nobody will miss it."""
+        num_known = len(sequence.token_ids)
+        missing = pages_for(num_known + num_wanted) - len(sequence.pages)
+        if missing > 0 and self._index.num_available >= missing + len(self._running):
+            sequence.pages += self._index.allocate(missing) or []
+        return min(num_wanted, len(sequence.pages) * PAGE_SLOTS - num_known)
 
     def check_integrity(self) -> None:
         """Assert that pages, places and sequences add up."""
@@ -304,13 +338,15 @@ class Scheduler:
 def _entry(share: Share) -> BatchEntry:
     sequence = share.sequence
     start, end = sequence.num_computed, share.end
+    num_known = end - len(share.draft)
     assert sequence.place is not None
     return BatchEntry(
         sequence_id=sequence.sequence_id,
         start=start,
         end=end,
-        token_ids=tuple(sequence.token_ids[start:end]),
+        token_ids=(*sequence.token_ids[start:num_known], *share.draft),
         page_ids=tuple(sequence.pages[: pages_for(end)]),
         place=sequence.place,
-        num_logit_rows=sequence.num_rows(end),
+        num_logit_rows=share.num_rows,
+        num_drafted=len(share.draft),
     )

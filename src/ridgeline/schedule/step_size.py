@@ -29,11 +29,23 @@ class Share:
 
     sequence: Sequence
     end: int
+    draft: tuple[int, ...] = ()
+    """Guesses at the tokens after the known ones, which `end` includes."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to run."""
+        return self.end - self.sequence.num_computed
+
+    @property
+    def num_rows(self) -> int:
+        """Logit rows wanted."""
+        return self.sequence.num_rows(self.end - len(self.draft)) + len(self.draft)
 
     @property
     def span(self) -> SpanShape:
         """Its cost's arguments."""
-        return SpanShape(num_tokens=self.end - self.sequence.num_computed, context_tokens=self.end)
+        return SpanShape(num_tokens=self.num_tokens, context_tokens=self.end)
 
 
 def divide(sequences: Iterable[Sequence], num_tokens: int, num_rows: int) -> list[Share]:
@@ -49,7 +61,7 @@ def divide(sequences: Iterable[Sequence], num_tokens: int, num_rows: int) -> lis
             continue
         share = Share(sequence=sequence, end=sequence.num_computed + count)
         num_tokens -= count
-        num_rows -= sequence.num_rows(share.end)
+        num_rows -= share.num_rows
         shares.append(share)
     return shares
 
@@ -75,7 +87,7 @@ def prefill_shares(
 
     def seconds(num_tokens: int) -> float:
         shares = divide(prefilling, num_tokens, max_rows)
-        num_rows = len(decoding) + sum(share.sequence.num_rows(share.end) for share in shares)
+        num_rows = sum(share.num_rows for share in (*decoding, *shares))
         return predict(StepShape(spans=spans + tuple(share.span for share in shares), num_logit_rows=num_rows))
 
     budget_seconds = max(goal_seconds, DECODE_SHARE * seconds(0))

@@ -45,7 +45,7 @@ def step(made: Scheduler, token: int = 7) -> Batch:
     batch = made.next_batch()
     assert batch is not None
     lengths = {each.sequence_id: len(each.token_ids) for each in made._sequences.values()}
-    made.accept(batch, {e.sequence_id: token for e in batch.entries if e.end == lengths[e.sequence_id]}, 0.01)
+    made.accept(batch, {e.sequence_id: [token] for e in batch.entries if e.end == lengths[e.sequence_id]}, 0.01)
     made.check_integrity()
     return batch
 
