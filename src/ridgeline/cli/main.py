@@ -65,6 +65,18 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=3, help="how often each case is measured (default: 3)")
     add_engine_options(bench)
 
+    quantize = _verb(verbs, "quantize", "make a model file smaller, and measure what that costs and brings")
+    quantize.add_argument(
+        "source", help="a GGUF file of any format, a folder with safetensors, hf:ORG/NAME[:FILE], ..."
+    )
+    quantize.add_argument("-o", "--output", required=True, metavar="OUT.gguf", help="the file to write")
+    quantize.add_argument("--format", default="q4", metavar="MIX",
+                          help="q8, q4-high, q4, or one format of GGUF files such as Q5_K (default: q4)")  # fmt: skip
+    quantize.add_argument("--text", metavar="FILE", help="measure quality on this text (default: one that comes along)")
+    quantize.add_argument("--force", action="store_true", help="replace the output if it exists")
+    quantize.add_argument("--json", metavar="FILE", help="write every number with the machine's facts")
+    quantize.add_argument("--threads", type=int, help="CPU threads (default: as many as this process may use)")
+
     pull = _verb(verbs, "pull", "bring a model here")
     add_model_argument(pull)
 

@@ -1,0 +1,1 @@
+"""A model file made smaller, and what that cost: `ridgeline quantize`."""

@@ -1,0 +1,145 @@
+"""Which format each tensor of a file gets: the named mixes, and what takes the place of a format that does not fit.
+
+Knows: GGUF names of tensors, formats. Does not know: values, calibration, files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ridgeline.errors import UserError
+from ridgeline.quant import formats
+from ridgeline.quant.formats import Format
+
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+
+STAND_INS: Mapping[str, str] = MappingProxyType(
+    {
+        "Q2_K": "Q3_K", "Q3_K": "IQ4_NL", "Q4_K": "IQ4_NL", "Q5_K": "Q5_0", "Q6_K": "Q8_0",
+        **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), "BF16"),
+    }
+)  # fmt: skip
+"""What is taken where rows are not whole blocks: the next format of smaller blocks that is not worse."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """A quality that a person can ask for by name."""
+
+    name: str
+    summary: str
+    body: Format
+    """Of the matrices of the layers."""
+    output: Format
+    """Of the matrix that makes logits, which is also the embedding where the two are tied."""
+    embedding: Format
+    """Of an embedding that is only looked up: a token reads one row of it."""
+
+
+MIXES: tuple[Mix, ...] = (
+    Mix(
+        name="q8",
+        summary="8.5 bits a weight everywhere; nothing to be seen of it",
+        body=formats.Q8_0,
+        output=formats.Q8_0,
+        embedding=formats.Q8_0,
+    ),
+    Mix(
+        name="q4-high",
+        summary="about 5 bits: matrices that lose most keep more bits",
+        body=formats.Q5_K,
+        output=formats.Q6_K,
+        embedding=formats.Q6_K,
+    ),
+    Mix(
+        name="q4",
+        summary="about 4.5 bits: the smallest that is worth having",
+        body=formats.Q4_K,
+        output=formats.Q6_K,
+        embedding=formats.Q6_K,
+    ),
+)
+DEFAULT_MIX = "q4"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What becomes of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: Format
+    wanted: Format
+    """What the mix says."""
+    chosen: Format
+    """What the tensor gets: the wanted format, one that stands in for it, or the source's where that is as small."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the tensor is rounded again."""
+        return self.chosen is not self.source
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether rows of this width are no whole blocks of the wanted format."""
+        return self.is_changed and self.chosen is not self.wanted
+
+    @property
+    def chosen_bytes(self) -> int:
+        """What the tensor will take."""
+        return math.prod(self.shape[:-1]) * self.chosen.row_bytes(self.shape[-1])
+
+
+def mix_named(name: str) -> Mix:
+    """The mix of that name, or one format for every matrix. Raises UserError that lists what there is."""
+    for mix in MIXES:
+        if mix.name == name.lower():
+            return mix
+    wanted = formats.BY_NAME.get(name.upper())
+    if wanted is not None and wanted is not formats.F32:
+        return Mix(name=wanted.name, summary="one format", body=wanted, output=wanted, embedding=wanted)
+    known = [*(mix.name for mix in MIXES), *(entry.name for entry in formats.FORMATS if entry is not formats.F32)]
+    near = difflib.get_close_matches(name.lower(), [entry.lower() for entry in known], n=1)
+    raise UserError(
+        f"there is no format {name!r}; there are the mixes {', '.join(mix.name for mix in MIXES)} and the formats "
+        f"{', '.join(entry.name for entry in formats.FORMATS if entry is not formats.F32)}",
+        hint=f"did you mean {near[0]}?" if near else "",
+        field="format",
+    )
+
+
+def choices(mix: Mix, tensors: Iterable[tuple[str, tuple[int, ...], Format]]) -> tuple[Choice, ...]:
+    """What becomes of each tensor (name, shape, format) of a file.
+
+    Vectors stay as they are, and so does a matrix that takes no more bits already than it would: rounding it again
+    would lose and win nothing.
+    """
+    listed = tuple(tensors)
+    is_tied = all(name != OUTPUT for name, _, _ in listed)
+    made = []
+    for name, shape, source in listed:
+        wanted = source
+        if len(shape) > 1:
+            wanted = _wanted(mix, name, is_tied)
+        chosen = fitting(wanted, shape[-1])
+        if len(shape) == 1 or chosen.bits_per_weight >= source.bits_per_weight:
+            chosen = source
+        made.append(Choice(name=name, shape=shape, source=source, wanted=wanted, chosen=chosen))
+    return tuple(made)
+
+
+def _wanted(mix: Mix, name: str, is_tied: bool) -> Format:
+    if name == OUTPUT or (name == EMBEDDING and is_tied):
+        return mix.output
+    return mix.embedding if name == EMBEDDING else mix.body
+
+
+def fitting(wanted: Format, width: int) -> Format:
+    """The format itself where its blocks divide the width, else the first that stands in for it and does."""
+    while width % wanted.block_values:
+        wanted = formats.BY_NAME[STAND_INS[wanted.name]]
+    return wanted
