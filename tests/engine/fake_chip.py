@@ -37,7 +37,7 @@ class FakeStep:
     def __init__(self, num_pages: int, limits: StepLimits) -> None:
         self.limits = limits
         self.slots = np.full(num_pages * PAGE_SLOTS, -1, dtype=np.int64)
-        self.open_pages: dict[int, dict[int, int]] = {}
+        self.open_pages: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
         self.fail_steps: set[int] = set()
         self.nan_tokens: set[int] = set()
         self.num_steps = 0
@@ -87,8 +87,9 @@ class FakeStep:
                 position = contexts[n] - (starts[n + 1] - t)
                 assert step.sequences_T[t] == n and step.positions_T[t] == position
                 assert step.slots_T[t] == table[n, position // PAGE_SLOTS] * PAGE_SLOTS + position % PAGE_SLOTS
-                # The open page of a sequence must be found at its place, whole, as chips with int8 keys need it.
-                page = self.open_pages.setdefault(places[n], {})
+                # The two newest pages of a sequence must be found at its place, as chips with int8 keys need them: a
+                # draft that crosses the end of a page may be followed by other tokens for the page before.
+                page = self.open_pages.setdefault(places[n], ({}, {}))[position // PAGE_SLOTS % 2]
                 if position % PAGE_SLOTS == 0:
                     page.clear()
                 else:

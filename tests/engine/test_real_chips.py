@@ -51,20 +51,29 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
-def opened(folder: Path, case: Case, *, num_pages: int = 64, max_tokens: int = 600, max_sequences: int = 8) -> Engine:
+def opened(
+    folder: Path,
+    case: Case,
+    *,
+    num_pages: int = 64,
+    max_tokens: int = 600,
+    max_sequences: int = 8,
+    spare_rows: int = 0,
+    **options: object,
+) -> Engine:
     path = folder / f"{case.format_name}.gguf"
     if not path.exists():
         write_tiny_gguf(path, entry=BY_NAME[case.format_name])
     limits = StepLimits(
         max_tokens=max_tokens,
         max_sequences=max_sequences,
-        max_logit_rows=max_sequences,
+        max_logit_rows=max_sequences + spare_rows,
         max_pages_per_sequence=CONTEXT_TOKENS // 64,
     )
     checkpoint = open_checkpoint(path)
     plan = plan_model(checkpoint, context_tokens=CONTEXT_TOKENS)
     chip = open_chip(case.chip, cache_folder=folder, num_threads=case.num_threads)
-    logits = logits_bytes(max_sequences, plan.spec.vocabulary_size)
+    logits = logits_bytes(limits.max_logit_rows, plan.spec.vocabulary_size)
     memory_bytes = plan.weight_bytes + logits + num_pages * chip.page_bytes(page_layout(plan.spec, case.kv_format))
     checkpoint.close()
     settings = EngineSettings(
@@ -73,8 +82,9 @@ def opened(folder: Path, case: Case, *, num_pages: int = 64, max_tokens: int = 6
         memory_bytes=memory_bytes,
         kv_format=case.kv_format,
         cache_folder=str(folder),
+        speculation=bool(options),
     )
-    engine = open_engine(settings, chip=chip, limits=limits)
+    engine = open_engine(settings, chip=chip, limits=limits, **options)
     assert engine.model.num_pages == min(num_pages, max_sequences * CONTEXT_TOKENS // 64)
     return engine
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ def run(options: argparse.Namespace) -> int:
     # What was measured at some first start may have met a busy machine; a share needs the roofline of now.
     forget(default_cache_folder())
     begin = time.perf_counter()
-    engine = open_engine(
-        engine_settings(options, str(path)), on_notice=lambda text: print(f"note: {text}", file=sys.stderr)
-    )
+    # A model's answer to random tokens soon repeats itself, so guesses would flatter it.
+    settings = replace(engine_settings(options, str(path)), speculation=False)
+    engine = open_engine(settings, on_notice=lambda text: print(f"note: {text}", file=sys.stderr))
     try:
         open_seconds = time.perf_counter() - begin
         model = engine.model

@@ -43,6 +43,9 @@ class EngineStatistics:
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_cached_tokens: int = 0
+    num_drafted_tokens: int = 0
+    """Guesses that steps ran, and those of them that stood: generated tokens that cost no step of their own."""
+    num_accepted_tokens: int = 0
     num_preemptions: int = 0
     num_finished: int = 0
     num_cancelled: int = 0

@@ -26,6 +26,7 @@ from ridgeline.engine.client import EngineModel, EngineStatistics
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.runner import Runner, shape_of
 from ridgeline.engine.sample import Sample
+from ridgeline.engine.speculation import MakeDrafters, Speculation
 from ridgeline.engine.text import EngineText
 from ridgeline.engine.timing import SampleStopwatch
 from ridgeline.errors import EngineDeadError, RequestError, RidgelineError
@@ -59,6 +60,7 @@ class Engine:
         text: tokens as text.
         predictor: predicted step times; None: steps are as large as the limits allow.
         goal_seconds_per_token: how long decoding samples may wait for a step that also reads prompts.
+        make_drafters: who guesses how a sample goes on; None: nobody, each step brings one token.
         clock: seconds; a virtual one for a simulated chip.
         on_close: gives back what the engine was opened with.
     """
@@ -72,6 +74,7 @@ class Engine:
         text: EngineText,
         predictor: StepPredictor | None = None,
         goal_seconds_per_token: float | None = None,
+        make_drafters: MakeDrafters | None = None,
         max_queued_requests: int = 4096,
         max_queued_tokens: int = 1 << 22,
         clock: Callable[[], float] = time.perf_counter,
@@ -84,17 +87,26 @@ class Engine:
         self._clock = clock
         self._on_close = on_close
         self._index = PrefixIndex(model.num_pages)
+        self._samples: dict[int, Sample] = {}
+        predict = None if predictor is None else predictor.seconds
+        self._speculation = (
+            None
+            if make_drafters is None
+            else Speculation(
+                self._samples, predict=predict, goal_seconds=goal_seconds_per_token, make_drafters=make_drafters
+            )
+        )
         self._scheduler = Scheduler(
             self._index,
             limits,
-            predict=None if predictor is None else predictor.seconds,
+            predict=predict,
             goal_seconds=goal_seconds_per_token,
+            propose=None if self._speculation is None else self._speculation.propose,
             max_queued_sequences=max_queued_requests,
             max_queued_tokens=max_queued_tokens,
         )
         self._chooser = Chooser(model.vocabulary_size)
         self._requests: dict[str, dict[int, Sample]] = {}
-        self._samples: dict[int, Sample] = {}
         self._sequence_numbers = count()
         self._num_failed_steps = 0
         self._is_closed = False
@@ -275,12 +287,16 @@ class Engine:
             is_prefill=is_first or entry.end - entry.num_drafted - entry.start > 1,
             has_token=num_tokens > 0,
         )
+        sample.num_drafted_tokens += entry.num_drafted
+        self._counts["num_drafted_tokens"] += entry.num_drafted
         if not chosen.chunks:
             return []
         if is_first:
             self._counts["num_prompt_tokens"] += sample.sequence.num_prompt_tokens
             self._counts["num_cached_tokens"] += sample.sequence.num_cached_tokens
         self._counts["num_generated_tokens"] += num_tokens
+        sample.num_accepted_tokens += num_tokens - 1
+        self._counts["num_accepted_tokens"] += num_tokens - 1
         *before, last = chosen.chunks
         if last.finish_reason is None:
             return chosen.chunks
@@ -328,6 +344,8 @@ class Engine:
 
     def _remove(self, sample: Sample, *, is_tainted: bool = False) -> None:
         del self._samples[sample.sequence.sequence_id]
+        if self._speculation is not None:
+            self._speculation.forget(sample)
         samples = self._requests[sample.request.request_id]
         del samples[sample.index]
         if not samples:
@@ -340,4 +358,6 @@ class Engine:
             self._counts["num_steps"],
             num_cached_tokens=sample.sequence.num_cached_tokens,
             num_preemptions=sample.sequence.num_preemptions,
+            num_drafted_tokens=sample.num_drafted_tokens,
+            num_accepted_tokens=sample.num_accepted_tokens,
         )

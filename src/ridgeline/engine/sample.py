@@ -35,6 +35,10 @@ class Sample:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Filled chunk by chunk; told with the first token, then None."""
     num_output_tokens: int = field(default=0)
+    num_drafted_tokens: int = 0
+    """Drafts that steps ran for it."""
+    num_accepted_tokens: int = 0
+    """Of these, the ones that stood."""
     takes_drafts: bool = True
     """False once logits of a step with drafts were not finite."""
 

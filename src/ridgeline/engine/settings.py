@@ -27,5 +27,7 @@ class EngineSettings:
     max_queued_tokens: int = 1 << 22
     goal_seconds_per_token: float = 0.1
     """How long a running answer may wait for its next token while prompts are being read beside it."""
+    speculation: bool = True
+    """Whether steps may run guesses beside next tokens, where that pays; answers are the same. For measurements."""
     cache_folder: str | None = None
     """Where repacked weights and measurements are kept; None: `ridgeline.weights` decides."""

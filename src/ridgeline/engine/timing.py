@@ -40,8 +40,8 @@ class SampleStopwatch:
         if has_token and self._first_token is None:
             self._first_token = ended
 
-    def timing(self, now: float, number: int, *, num_cached_tokens: int, num_preemptions: int) -> RequestTiming:
-        """The whole account at the end; `number` is the last step that was run."""
+    def timing(self, now: float, number: int, **counts: int) -> RequestTiming:
+        """The whole account at the end; `number` is the last step that was run, `counts` are RequestTiming's own."""
         rest_seconds = now - self._attributed_until
         if self._last_step is None:
             self._queue_seconds += rest_seconds
@@ -56,8 +56,7 @@ class SampleStopwatch:
             decode_seconds=self._decode_seconds,
             stall_seconds=self._stall_seconds,
             time_to_first_token_seconds=None if self._first_token is None else self._first_token - self._arrival,
-            num_cached_tokens=num_cached_tokens,
-            num_preemptions=num_preemptions,
+            **counts,
         )
 
     def _add_to_phase(self, seconds: float) -> None:

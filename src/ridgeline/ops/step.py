@@ -26,6 +26,9 @@ over a closed page, for which 16 to 64 tokens measured alike (see docs/decisions
 class StepArrays(Generic[A]):
     """One step's indices, all int32.
 
+    A step may begin before the end of what the sequence's pages hold, where drafts did not stand: what is stored then
+    replaces what was there. It begins less than a page before that end.
+
     Laws: query_starts_N1[0] = 0, query_starts_N1[N] = T; token t of sequence n is at position
     context_lengths_N[n] - (query_starts_N1[n + 1] - t), so positions of a sequence are consecutive;
     slots_T[t] = page_table_NP[n, positions_T[t] // PAGE_SLOTS] * PAGE_SLOTS + positions_T[t] % PAGE_SLOTS.

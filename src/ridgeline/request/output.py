@@ -41,6 +41,10 @@ class RequestTiming:
     time_to_first_token_seconds: float | None = None
     num_cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache."""
+    num_drafted_tokens: int = 0
+    """Guesses at next tokens that steps ran for it."""
+    num_accepted_tokens: int = 0
+    """Of these, the ones that stood: output tokens that cost no step of their own."""
     num_preemptions: int = 0
 
 

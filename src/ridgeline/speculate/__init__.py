@@ -1,1 +1,1 @@
-"""Proposers of tokens and their verification. Nothing is here yet."""
+"""Guesses at what a request will go on with, and how many of them are worth running."""

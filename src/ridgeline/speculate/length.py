@@ -1,0 +1,69 @@
+"""How many drafts a step runs: those that raise the tokens per second that the step is expected to make.
+
+A guess that stands with the chance c, given those before it, adds the product of the chances up to it to the tokens
+that are expected, and a row to the step. Below the ridge point of a chip a row costs little, beyond it a whole token's
+arithmetic; the predicted time of the step says which it is, batch mates included. So no threshold is needed, and
+nothing is drafted where it does not pay.
+
+Knows: chances and seconds. Does not know: tokens, drafters, where the seconds come from.
+
+Source: the objective of Leviathan et al., Fast inference from transformers via speculative decoding, arXiv 2211.17192,
+section 3.5, with predicted seconds in place of a constant ratio of costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+MIN_GAIN = 1.02
+"""Drafts must raise the expected tokens per second by this factor at least: predictions are not exact."""
+MIN_CHANCE = 0.02
+"""A guess that is less likely to be reached and right is not worth thinking about."""
+TRIED_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
+"""Numbers of drafts whose time is asked for."""
+
+Seconds = Callable[[Sequence[int]], float]
+"""The predicted time of a step in which each sequence brings so many drafts."""
+
+
+def choose_lengths(
+    chances: Sequence[Sequence[float]], *, max_drafts: int, seconds: Seconds, goal_seconds: float = float("inf")
+) -> list[int]:
+    """How many drafts each sequence brings.
+
+    Args:
+        chances: for each sequence of the step, its guesses' chances; empty where there are none.
+        max_drafts: of all sequences together.
+        seconds: predicts.
+        goal_seconds: no step is made longer than this for the sake of drafts.
+    """
+    lengths = [0] * len(chances)
+    gains: list[tuple[float, int, int]] = []
+    for number, own in enumerate(chances):
+        gain = 1.0
+        for depth, chance in enumerate(own):
+            gain *= chance
+            if gain < MIN_CHANCE:
+                break
+            gains.append((-gain, depth, number))
+    if not gains:
+        return lengths
+    gains.sort()
+    del gains[max_drafts:]
+    best_count, best_rate = 0, len(chances) / seconds(lengths) * MIN_GAIN
+    expected, count = float(len(chances)), 0
+    tried = [0] * len(chances)
+    for gain, _, number in gains:
+        tried[number] += 1
+        expected -= gain
+        count += 1
+        if count not in TRIED_COUNTS and count < len(gains):
+            continue
+        step_seconds = seconds(tried)
+        if step_seconds > goal_seconds:
+            break
+        if expected / step_seconds > best_rate:
+            best_count, best_rate = count, expected / step_seconds
+    for _, _, number in gains[:best_count]:
+        lengths[number] += 1
+    return lengths
