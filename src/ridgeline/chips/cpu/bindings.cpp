@@ -238,7 +238,9 @@ void bind_plan(nb::module_& m) {
         .def("seconds", &Plan::seconds)
         .def("memory_bytes", &Plan::memory_bytes)
         .def("set_timing", &Plan::set_timing, "is_on"_a)
-        .def("record_seconds", &Plan::record_seconds);
+        .def("num_threads", &Plan::num_threads)
+        .def("busy_seconds", &Plan::busy_seconds, "thread"_a)
+        .def("wait_seconds", &Plan::wait_seconds, "thread"_a);
 }
 
 }  // namespace

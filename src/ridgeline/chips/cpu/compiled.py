@@ -27,7 +27,15 @@ class RecordTime:
     weight_bytes: int
     """Bytes of the matrices that it reads."""
     weight_formats: tuple[int, ...]
-    seconds: float
+    busy_seconds: tuple[float, ...]
+    """Of each thread."""
+    wait_seconds: tuple[float, ...]
+    """Of each thread, at the barrier before the record."""
+
+    @property
+    def seconds(self) -> float:
+        """What the record took of the step, waiting for it included: the mean over threads."""
+        return sum(self.busy_seconds + self.wait_seconds) / len(self.busy_seconds)
 
 
 class CpuCompiledStep:
@@ -107,14 +115,18 @@ class CpuCompiledStep:
 
     def record_times(self) -> list[RecordTime]:
         """What each record took since timing was switched on."""
+        threads = range(self._plan.num_threads())
+        busy = zip(*(self._plan.busy_seconds(thread) for thread in threads), strict=True)
+        wait = zip(*(self._plan.wait_seconds(thread) for thread in threads), strict=True)
         return [
             RecordTime(
                 kind=node.kind.name.lower(),
                 weight_bytes=_weight_bytes(node),
                 weight_formats=tuple(product.matrix.format for product in node.products),
-                seconds=seconds,
+                busy_seconds=busy_seconds,
+                wait_seconds=wait_seconds,
             )
-            for node, seconds in zip(self._nodes, self._plan.record_seconds(), strict=True)
+            for node, busy_seconds, wait_seconds in zip(self._nodes, busy, wait, strict=True)
         ]
 
 

@@ -24,7 +24,7 @@ size_t attend_scratch_bytes(int64_t group_heads, int64_t head_width) {
     const int64_t row_bytes = rows * (4 * stride + 2 * stride + 2 * 4 * stride + 256);
     // A dequantised page of float keys and values.
     const int64_t page = 2 * 4 * stride * PAGE_SLOTS;
-    return static_cast<size_t>(row_bytes + page + 8192);
+    return static_cast<size_t>(row_bytes + page + 16384);
 }
 
 SpanRange spans_of(const AttendRequest& request, const QueryBlock& block) {

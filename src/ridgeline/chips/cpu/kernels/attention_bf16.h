@@ -1,5 +1,5 @@
-// The products of attention with AVX-512's instructions for bfloat16: scores, weights and weighted values of up to six
-// rows at a time. A row's bits do not depend on the rows beside it. Included by attention_rows.h.
+// The products of attention with AVX-512's instructions for bfloat16: scores, weights and weighted values of up to
+// seven rows at a time. A row's bits do not depend on the rows beside it. Included by attention_rows.h.
 #pragma once
 
 #include <immintrin.h>
@@ -9,7 +9,14 @@
 
 namespace ridgeline::RIDGELINE_ISA {
 
-constexpr int TILE = 6;  // rows at a time: with 4 vectors of keys, 24 sums and 4 loads fit 32 registers
+// A function of its own: loops that fill the registers would share them with what stands around the call.
+#define RIDGELINE_APART static __attribute__((noinline))
+
+// Rows at a time: with 4 vectors of keys, 28 sums, 3 of the vectors and a row's pair fill 32 registers.
+constexpr int TILE = 7;
+
+// 2^r - 1 = r (c0 + r (c1 + ...)), fitted here: of least relative error of 2^r, 2.9e-6.
+constexpr float EXP2_COEFFICIENTS[4] = {0.69304484f, 0.24128020f, 0.052242474f, 0.013426684f};
 
 // A page as pairs of bfloat16. Codes are exact in bfloat16; their scales are worked into queries and weights.
 struct PairPage {
@@ -37,80 +44,86 @@ struct Ahead {
 struct alignas(64) Tile {
     float scores[TILE][PAGE_SLOTS];
     uint32_t weights[TILE][PAGE_SLOTS / 2];
-    float peaks[16], lows[16], shrink[16], bases[16];
+    float lows[16], shrink[16], bases[16];
 };
 
 RIDGELINE_INLINE __m512bh pairs_at(const uint32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
-RIDGELINE_INLINE __m512bh pair_everywhere(uint32_t pair) {
-    return (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(pair));
+
+RIDGELINE_INLINE __m512bh pair_everywhere(const uint32_t* pair) {
+    return (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(*pair));
 }
 
-// 2^x; exactly 1 at 0 and exactly 0 at minus infinity.
-RIDGELINE_INLINE __m512 exp2_fast(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 r = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(1.33335581e-3f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, whole);
+// sums += x . y for pairs. Written out, so that the compiler keeps to the registers that there are.
+RIDGELINE_INLINE void add_pairs(__m512& sums, __m512bh x, __m512bh y) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
+}
+RIDGELINE_INLINE void add_pairs(__m512& sums, __m512bh x, const uint32_t* y) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "m"(*reinterpret_cast<const __m512i_u*>(y)));
 }
 
-// scores[row][slot] = q[row] . key[slot].
-template <int N>
-static void score_rows(const uint32_t* q, int64_t q_stride, const uint32_t* keys, int64_t num_pairs, Ahead& ahead,
-                       Tile& tile) {
-    __m512 sums[N][4];
-#pragma GCC unroll 6
-    for (int row = 0; row < N; ++row)
+// sums[row][j] += pair of the row . vector j of pairs at `at`. The last vector is read anew for each row.
+template <int N, int V>
+RIDGELINE_INLINE void add_tile(__m512 (&sums)[N][V], const uint32_t* row_pairs, int64_t row_stride,
+                               const uint32_t* at) {
+    __m512bh vectors[V];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sums[row][j] = _mm512_setzero_ps();
-    for (int64_t pair = 0; pair < num_pairs; ++pair) {
-        const uint32_t* at = keys + pair * PAGE_SLOTS;
-        const __m512bh k0 = pairs_at(at), k1 = pairs_at(at + 16), k2 = pairs_at(at + 32), k3 = pairs_at(at + 48);
-        ahead.step();
-#pragma GCC unroll 6
-        for (int row = 0; row < N; ++row) {
-            const __m512bh both = pair_everywhere(q[row * q_stride + pair]);
-            sums[row][0] = _mm512_dpbf16_ps(sums[row][0], both, k0);
-            sums[row][1] = _mm512_dpbf16_ps(sums[row][1], both, k1);
-            sums[row][2] = _mm512_dpbf16_ps(sums[row][2], both, k2);
-            sums[row][3] = _mm512_dpbf16_ps(sums[row][3], both, k3);
-        }
+    for (int j = 0; j < V - 1; ++j) vectors[j] = pairs_at(at + 16 * j);
+#pragma GCC unroll 7
+    for (int row = 0; row < N; ++row) {
+        const __m512bh both = pair_everywhere(row_pairs + row * row_stride);
+#pragma GCC unroll 4
+        for (int j = 0; j < V - 1; ++j) add_pairs(sums[row][j], both, vectors[j]);
+        add_pairs(sums[row][V - 1], both, at + 16 * (V - 1));
     }
-#pragma GCC unroll 6
+}
+
+// 2^x to about 3e-6 relative; exactly 1 at 0 and exactly 0 at minus infinity. The polynomial is the best one of degree
+// 4 for 2^r - 1 on 0 <= r < 1 in relative error of 2^r that is 0 at 0; scalef multiplies by 2 to the whole part.
+RIDGELINE_INLINE __m512 exp2_fast(__m512 x) {
+    const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(EXP2_COEFFICIENTS[3]);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2_COEFFICIENTS[2]));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2_COEFFICIENTS[1]));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2_COEFFICIENTS[0]));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, x);
+}
+
+// scores[row][slot] = q[row] . key[slot], for the first 16 * V slots.
+template <int N, int V>
+RIDGELINE_APART void score_rows(const uint32_t* q, int64_t q_stride, const uint32_t* keys, int64_t num_pairs,
+                                Ahead& ahead, Tile& tile) {
+    __m512 sums[N][V];
+#pragma GCC unroll 7
     for (int row = 0; row < N; ++row)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) _mm512_store_ps(tile.scores[row] + 16 * j, sums[row][j]);
+        for (int j = 0; j < V; ++j) sums[row][j] = _mm512_setzero_ps();
+    for (int64_t pair = 0; pair < num_pairs; ++pair) {
+        ahead.step();
+        add_tile<N, V>(sums, q + pair, q_stride, keys + pair * PAGE_SLOTS);
+    }
+#pragma GCC unroll 7
+    for (int row = 0; row < N; ++row)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; ++j) _mm512_store_ps(tile.scores[row] + 16 * j, sums[row][j]);
 }
 
 // weighted[row][c ...] = weighted * shrink + weights[row] . values, for V vectors of channels.
 template <int N, int V>
-static void weigh_values(const Tile& tile, const uint32_t* values, int64_t stride, int64_t num_pairs, Ahead& ahead,
-                         float* weighted) {
+RIDGELINE_APART void weigh_values(const Tile& tile, const uint32_t* values, int64_t stride, int64_t num_pairs,
+                                  Ahead& ahead, float* weighted) {
     __m512 sums[N][V];
-#pragma GCC unroll 6
+#pragma GCC unroll 7
     for (int row = 0; row < N; ++row)
 #pragma GCC unroll 4
         for (int j = 0; j < V; ++j)
             sums[row][j] =
                 _mm512_mul_ps(_mm512_loadu_ps(weighted + row * stride + 16 * j), _mm512_set1_ps(tile.shrink[row]));
     for (int64_t pair = 0; pair < num_pairs; ++pair) {
-        __m512bh v[V];
-#pragma GCC unroll 4
-        for (int j = 0; j < V; ++j) v[j] = pairs_at(values + pair * stride + 16 * j);
         ahead.step();
-#pragma GCC unroll 6
-        for (int row = 0; row < N; ++row) {
-            const __m512bh both = pair_everywhere(tile.weights[row][pair]);
-#pragma GCC unroll 4
-            for (int j = 0; j < V; ++j) sums[row][j] = _mm512_dpbf16_ps(sums[row][j], both, v[j]);
-        }
+        add_tile<N, V>(sums, tile.weights[0] + pair, PAGE_SLOTS / 2, values + pair * stride);
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 7
     for (int row = 0; row < N; ++row)
 #pragma GCC unroll 4
         for (int j = 0; j < V; ++j) _mm512_storeu_ps(weighted + row * stride + 16 * j, sums[row][j]);
@@ -134,35 +147,55 @@ RIDGELINE_INLINE Seen seen_slots(const Rows& rows, int64_t row, int64_t first_po
 }
 
 RIDGELINE_INLINE __m512 capped(const Rows& rows, __m512 score) {
-    const __m512 part = (__m512)tanh_of((Floats)_mm512_mul_ps(score, _mm512_set1_ps(rows.scale / rows.softcap)));
-    return _mm512_mul_ps(part, _mm512_set1_ps(rows.softcap * LOG2_E));
+    return _mm512_mul_ps((__m512)tanh_of((Floats)score), _mm512_set1_ps(rows.softcap * LOG2_E));
 }
 
-// Scales, caps and masks one row's scores, in place and in powers of two; returns the largest. `sees_all` says that the
-// page lies within what all rows of the tile see.
-RIDGELINE_INLINE float finish_scores(const Rows& rows, int64_t row, const PairPage& page, int64_t first_position,
-                                     bool sees_all, float low, float* scores) {
-    __m512 score[4];
-    for (int j = 0; j < 4; ++j) {
-        score[j] = _mm512_load_ps(scores + 16 * j);
-        if (page.key_lows != nullptr) score[j] = _mm512_add_ps(score[j], _mm512_set1_ps(low));
-        score[j] =
-            rows.softcap > 0 ? capped(rows, score[j]) : _mm512_mul_ps(score[j], _mm512_set1_ps(rows.scale * LOG2_E));
+// Adds `low`, caps and masks one row's scores in place.
+template <int V>
+RIDGELINE_APART void change_scores(const Rows& rows, int64_t row, int64_t first_position, float low, float* scores) {
+    const Seen seen = seen_slots(rows, row, first_position);
+    for (int j = 0; j < V; ++j) {
+        __m512 score = _mm512_add_ps(_mm512_load_ps(scores + 16 * j), _mm512_set1_ps(low));
+        if (rows.softcap > 0) score = capped(rows, score);
+        score = _mm512_mask_mov_ps(_mm512_set1_ps(MINUS_INFINITY), seen.lanes[j], score);
+        _mm512_store_ps(scores + 16 * j, score);
     }
-    if (!sees_all) {
-        const Seen seen = seen_slots(rows, row, first_position);
-        for (int j = 0; j < 4; ++j)
-            score[j] = _mm512_mask_mov_ps(_mm512_set1_ps(MINUS_INFINITY), seen.lanes[j], score[j]);
-    }
-    for (int j = 0; j < 4; ++j) _mm512_store_ps(scores + 16 * j, score[j]);
-    return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3])));
+}
+
+template <int V>
+RIDGELINE_INLINE __m512 largest_of(const float* scores) {
+    __m512 largest = _mm512_load_ps(scores);
+    for (int j = 1; j < V; ++j) largest = _mm512_max_ps(largest, _mm512_load_ps(scores + 16 * j));
+    return largest;
+}
+
+// The largest of both halves of two vectors, side by side in pairs of 1, 2, 4 and 8 lanes.
+RIDGELINE_INLINE __m512 larger_pairs(__m512 x, __m512 y) {
+    return _mm512_max_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+}
+RIDGELINE_INLINE __m512 larger_fours(__m512 x, __m512 y) {
+    const __m512d low = _mm512_castps_pd(x), high = _mm512_castps_pd(y);
+    return _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+}
+
+// Lane i: the largest of vector i, for up to 8 vectors; what the other lanes hold means nothing.
+template <int N>
+RIDGELINE_INLINE __m512 peaks_of(const __m512 (&largest)[N]) {
+    const auto at = [&](int i) { return largest[i < N ? i : N - 1]; };
+    // Each quarter of a vector has the vectors of one four, in order.
+    const __m512 low = larger_fours(larger_pairs(at(0), at(1)), larger_pairs(at(2), at(3)));
+    const __m512 high = N > 4 ? larger_fours(larger_pairs(at(4), at(5)), larger_pairs(at(6), at(7))) : low;
+    // Quarters 0, 1 of low and of high, against quarters 2, 3.
+    const __m512 both = _mm512_max_ps(_mm512_shuffle_f32x4(low, high, 0x44), _mm512_shuffle_f32x4(low, high, 0xee));
+    return _mm512_max_ps(_mm512_shuffle_f32x4(both, both, 0x08), _mm512_shuffle_f32x4(both, both, 0x0d));
 }
 
 // The new maxima of a tile's rows, and what their older sums shrink by.
-RIDGELINE_INLINE void shrink_rows(int num_rows, float* maxima, Tile& tile) {
+RIDGELINE_INLINE void shrink_rows(int num_rows, __m512 peaks, float* maxima, Tile& tile) {
     const __mmask16 used = static_cast<__mmask16>((1u << num_rows) - 1);
     const __m512 old = _mm512_maskz_loadu_ps(used, maxima);
-    const __m512 largest = _mm512_max_ps(old, _mm512_maskz_loadu_ps(used, tile.peaks));
+    const __m512 largest = _mm512_max_ps(old, peaks);
     const __mmask16 is_empty = _mm512_cmpeq_ps_mask(largest, _mm512_set1_ps(MINUS_INFINITY));
     const __m512 base = _mm512_mask_mov_ps(largest, is_empty, _mm512_setzero_ps());
     _mm512_store_ps(tile.bases, base);
@@ -171,27 +204,25 @@ RIDGELINE_INLINE void shrink_rows(int num_rows, float* maxima, Tile& tile) {
 }
 
 // One row's weights in bfloat16, and their sum. With codes, the values' scales go into the weights.
+template <int V>
 RIDGELINE_INLINE void weights_of_row(const PairPage& page, int row, float* sums, Tile& tile) {
     const __m512 base = _mm512_set1_ps(tile.bases[row]);
-    __m512 weight[4];
-    for (int j = 0; j < 4; ++j) weight[j] = exp2_fast(_mm512_sub_ps(_mm512_load_ps(tile.scores[row] + 16 * j), base));
+    __m512 weight[V];
+    for (int j = 0; j < V; ++j) weight[j] = exp2_fast(_mm512_sub_ps(_mm512_load_ps(tile.scores[row] + 16 * j), base));
     __m512 total = _mm512_mul_ps(_mm512_loadu_ps(sums), _mm512_set1_ps(tile.shrink[row]));
     if (page.value_scales != nullptr) {
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < V; ++j) {
             total = _mm512_add_ps(total, weight[j]);
             weight[j] = _mm512_mul_ps(weight[j], _mm512_loadu_ps(page.value_scales + 16 * j));
         }
     }
-    const __m512bh first = _mm512_cvtne2ps_pbh(weight[1], weight[0]);
-    const __m512bh second = _mm512_cvtne2ps_pbh(weight[3], weight[2]);
-    if (page.value_scales == nullptr) {
+    const uint32_t ones = 0x3f803f80u;  // a pair of 1.0
+    for (int j = 0; j < V; j += 2) {
+        const __m512bh pairs = _mm512_cvtne2ps_pbh(weight[j + 1], weight[j]);
         // The sum of the weights as they are rounded, so that rounding cancels.
-        const __m512bh ones = pair_everywhere(0x3f803f80u);
-        total = _mm512_dpbf16_ps(total, first, ones);
-        total = _mm512_dpbf16_ps(total, second, ones);
+        if (page.value_scales == nullptr) add_pairs(total, pair_everywhere(&ones), pairs);
+        _mm512_store_si512(tile.weights[row] + 8 * j, (__m512i)pairs);
     }
-    _mm512_store_si512(tile.weights[row], (__m512i)first);
-    _mm512_store_si512(tile.weights[row] + 16, (__m512i)second);
     _mm512_storeu_ps(sums, total);
 }
 
@@ -229,10 +260,12 @@ static void weigh_all_values(const Rows& rows, const Tile& tile, const PairPage&
     }
 }
 
-template <int N>
+// V: 4, or 2 where no row sees more than the first half of the page; the rest would weigh nothing.
+template <int N, int V>
 static void attend_tile(const Rows& rows, int64_t row, const PairPage& page, int64_t first_position,
                         int64_t num_value_pairs, Ahead& ahead) {
-    Tile tile;
+    static_assert(sizeof(Tile) <= TILE_SCRATCH_BYTES);
+    Tile& tile = *reinterpret_cast<Tile*>(rows.tile);
     const uint32_t* q = reinterpret_cast<const uint32_t*>(rows.q_bf16 + row * rows.stride);
     alignas(64) uint16_t folded[TILE * 256];
     if (page.key_scales != nullptr) {
@@ -241,15 +274,27 @@ static void attend_tile(const Rows& rows, int64_t row, const PairPage& page, int
                 fold_query(rows.q + (row + i) * rows.stride, page, rows.head_width, folded + i * rows.stride);
         q = reinterpret_cast<const uint32_t*>(folded);
     }
-    score_rows<N>(q, rows.stride / 2, page.keys, rows.head_width / 2, ahead, tile);
+    score_rows<N, V>(q, rows.stride / 2, page.keys, rows.head_width / 2, ahead, tile);
     const bool sees_all =
         rows.first[row + N - 1] <= first_position && rows.last[row] - first_position >= PAGE_SLOTS - 1;
-    for (int i = 0; i < N; ++i)
-        tile.peaks[i] = finish_scores(rows, row + i, page, first_position, sees_all, tile.lows[i], tile.scores[i]);
-    shrink_rows(N, rows.maxima + row, tile);
-    for (int i = 0; i < N; ++i) weights_of_row(page, i, rows.sums + (row + i) * 16, tile);
+    if (!sees_all || page.key_lows != nullptr || rows.softcap > 0) {
+        for (int i = 0; i < N; ++i)
+            change_scores<V>(rows, row + i, first_position, page.key_lows == nullptr ? 0.0f : tile.lows[i],
+                             tile.scores[i]);
+    }
+    __m512 largest[N];
+#pragma GCC unroll 7
+    for (int i = 0; i < N; ++i) largest[i] = largest_of<V>(tile.scores[i]);
+    shrink_rows(N, peaks_of<N>(largest), rows.maxima + row, tile);
+#pragma GCC unroll 7
+    for (int i = 0; i < N; ++i) weights_of_row<V>(page, i, rows.sums + (row + i) * 16, tile);
     weigh_all_values<N>(rows, tile, page, num_value_pairs, ahead, rows.weighted + row * rows.stride);
 }
+
+using AttendTile = void (*)(const Rows&, int64_t, const PairPage&, int64_t, int64_t, Ahead&);
+template <int V>
+constexpr AttendTile ATTEND_TILES[TILE] = {attend_tile<1, V>, attend_tile<2, V>, attend_tile<3, V>, attend_tile<4, V>,
+                                           attend_tile<5, V>, attend_tile<6, V>, attend_tile<7, V>};
 
 // Codes as bfloat16, in the order in which they lie.
 RIDGELINE_INLINE void widen(__m512i first, __m512i second, uint32_t* out) {
@@ -287,29 +332,9 @@ static void attend_page_in_bf16(const Rows& rows, const Page& page) {
         const int64_t last = rows.last[end - 1] - page.first_position;
         if (last < 0 || rows.first[row] - page.first_position >= PAGE_SLOTS) continue;
         const int64_t num_value_pairs = (last < PAGE_SLOTS ? last : PAGE_SLOTS - 1) / 2 + 1;
-        const auto tile = [&](auto attend_rows) {
-            attend_rows(rows, row, pairs, page.first_position, num_value_pairs, ahead);
-        };
-        switch (end - row) {
-            case 1:
-                tile(attend_tile<1>);
-                break;
-            case 2:
-                tile(attend_tile<2>);
-                break;
-            case 3:
-                tile(attend_tile<3>);
-                break;
-            case 4:
-                tile(attend_tile<4>);
-                break;
-            case 5:
-                tile(attend_tile<5>);
-                break;
-            default:
-                tile(attend_tile<6>);
-                break;
-        }
+        const bool is_half = num_value_pairs <= PAGE_SLOTS / 4;
+        const AttendTile attend_rows = (is_half ? ATTEND_TILES<2> : ATTEND_TILES<4>)[end - row - 1];
+        attend_rows(rows, row, pairs, page.first_position, num_value_pairs, ahead);
     }
 }
 

@@ -11,6 +11,16 @@
 
 namespace ridgeline::RIDGELINE_ISA {
 
+// What queries are multiplied by before they are rounded, so that their scores are powers of two, or what is capped.
+static float query_factor(const AttendRequest& request) {
+#if defined(RIDGELINE_BF16)
+    if (request.layer.format != KvFormat::F32)
+        return request.softcap > 0 ? request.scale / request.softcap : request.scale * LOG2_E;
+#endif
+    static_cast<void>(request);
+    return 1.0f;
+}
+
 static Rows rows_of(const AttendRequest& request, const QueryBlock& block, int64_t kv_head, uint8_t* scratch) {
     const int64_t group = request.num_query_heads / request.layer.num_heads;
     Rows rows{};
@@ -35,7 +45,9 @@ static Rows rows_of(const AttendRequest& request, const QueryBlock& block, int64
     rows.total_sums = reinterpret_cast<float*>(take(rows.count * 4));
     rows.first = reinterpret_cast<int32_t*>(take(rows.count * 4));
     rows.last = reinterpret_cast<int32_t*>(take(rows.count * 4));
+    rows.tile = take(TILE_SCRATCH_BYTES);
     int64_t row = 0;
+    const float factor = query_factor(request);
     for (int64_t t = block.token_begin; t < block.token_end; ++t)
         for (int64_t g = 0; g < group; ++g, ++row) {
             const int32_t position = request.step->positions[t];
@@ -43,8 +55,9 @@ static Rows rows_of(const AttendRequest& request, const QueryBlock& block, int64
             rows.last[row] = position;
             rows.first[row] = window > 0 && position >= window ? position - window + 1 : 0;
             const float* q = request.q + t * request.q_stride + (kv_head * group + g) * rows.head_width;
-            std::memcpy(rows.q + row * rows.stride, q, static_cast<size_t>(rows.head_width) * 4);
-            for (int64_t c = 0; c < rows.head_width; ++c) rows.q_bf16[row * rows.stride + c] = to_bf16(q[c]);
+            float* own = rows.q + row * rows.stride;
+            for (int64_t c = 0; c < rows.head_width; ++c) own[c] = q[c] * factor;
+            for (int64_t c = 0; c < rows.head_width; ++c) rows.q_bf16[row * rows.stride + c] = to_bf16(own[c]);
         }
     return rows;
 }

@@ -9,6 +9,8 @@ namespace ridgeline::RIDGELINE_ISA {
 constexpr float MINUS_INFINITY = -__builtin_inff();
 constexpr float LOG2_E = 1.44269504f;
 
+constexpr int64_t TILE_SCRATCH_BYTES = 4096;
+
 struct Rows {
     int64_t count, head_width, stride;
     float scale, softcap;
@@ -23,6 +25,7 @@ struct Rows {
     int32_t* first;  // [row] first position that is seen
     int32_t* last;   // [row] the row's own position
     uint8_t* page;   // room for a dequantised page
+    uint8_t* tile;   // room for what is kept of some rows on one page
 };
 
 struct Page {

@@ -68,12 +68,16 @@ Plan::Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLi
     blocks_.reserve(static_cast<size_t>(limits.max_tokens));
     first_piece_.reserve(static_cast<size_t>(limits.max_tokens) + 1);
     first_staged_.resize(static_cast<size_t>(limits.max_sequences));
-    record_seconds_.resize(records_.size());
+    clocks_.resize(static_cast<size_t>(pool_->num_threads()));
+    set_timing(false);
 }
 
 void Plan::set_timing(bool is_on) {
     is_timing_ = is_on;
-    std::fill(record_seconds_.begin(), record_seconds_.end(), 0.0);
+    for (Clock& clock : clocks_) {
+        clock.busy.assign(records_.size(), 0.0);
+        clock.wait.assign(records_.size(), 0.0);
+    }
 }
 
 int64_t Plan::num_rows(StepArray rows) const {
@@ -225,22 +229,32 @@ void Plan::list_pieces() {
 }
 
 void Plan::work(int thread) {
+    if (is_timing_) return work_timed(thread);
     bool skips_barrier = false;
-    double last = is_timing_ && thread == 0 ? now_seconds() : 0.0;
     for (size_t i = 0; i < records_.size(); ++i) {
         const Record& record = records_[i];
         if (record.needs_barrier && !skips_barrier) pool_->barrier(thread);
-        if (is_timing_ && thread == 0 && i > 0) {
-            const double now = now_seconds();
-            record_seconds_[i - 1] += now - last;
-            last = now;
-        }
         execute(i, record, thread);
         skips_barrier = repeats(record);
     }
-    if (is_timing_) {
-        pool_->barrier(thread);
-        if (thread == 0 && !records_.empty()) record_seconds_.back() += now_seconds() - last;
+}
+
+void Plan::work_timed(int thread) {
+    Clock& clock = clocks_[static_cast<size_t>(thread)];
+    bool skips_barrier = false;
+    double last = now_seconds();
+    const auto lap = [&last] {
+        const double before = last;
+        last = now_seconds();
+        return last - before;
+    };
+    for (size_t i = 0; i < records_.size(); ++i) {
+        const Record& record = records_[i];
+        if (record.needs_barrier && !skips_barrier) pool_->barrier(thread);
+        clock.wait[i] += lap();
+        execute(i, record, thread);
+        clock.busy[i] += lap();
+        skips_barrier = repeats(record);
     }
 }
 

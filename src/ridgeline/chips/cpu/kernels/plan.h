@@ -114,13 +114,19 @@ class Plan {
     double seconds() const { return seconds_; }
     int64_t memory_bytes() const { return static_cast<int64_t>(arena_.size() + scratch_.size()); }
 
-    // While timing is on, the seconds that each record took are added up.
+    // While timing is on, what each thread took for each record, and waited at the barrier before it, is added up.
     void set_timing(bool is_on);
-    const std::vector<double>& record_seconds() const { return record_seconds_; }
+    int num_threads() const { return pool_->num_threads(); }
+    const std::vector<double>& busy_seconds(int thread) const { return clocks_.at(static_cast<size_t>(thread)).busy; }
+    const std::vector<double>& wait_seconds(int thread) const { return clocks_.at(static_cast<size_t>(thread)).wait; }
 
   private:
     struct alignas(64) Counter {
         std::atomic<int64_t> next{0};
+    };
+    // A thread's seconds for each record, written by that thread alone.
+    struct alignas(64) Clock {
+        std::vector<double> busy, wait;
     };
     // A span of a block of queries that is attended with by itself, so that threads can share a long context.
     struct Piece {
@@ -133,6 +139,7 @@ class Plan {
     void list_blocks();
     void list_pieces();
     void work(int thread);
+    void work_timed(int thread);
     void execute(size_t index, const Record& record, int thread);
     void execute_rows(const Record& record, int64_t begin, int64_t end, int thread);
     void prepare(const Record& record, int64_t begin, int64_t end, int thread, bool is_own);
@@ -172,7 +179,7 @@ class Plan {
 
     double seconds_ = 0.0;
     bool is_timing_ = false;
-    std::vector<double> record_seconds_;
+    std::vector<Clock> clocks_;
 };
 
 }  // namespace ridgeline
