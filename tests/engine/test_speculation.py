@@ -39,15 +39,29 @@ class KnowingDrafter:
         return Draft(token_ids=tuple(guesses), chances=(0.9,) * len(guesses))
 
 
-def knowing(seed: int, context_tokens: int = CONTEXT_TOKENS):
+class Drafts:
+    """Gives each sample the drafter that `make` makes of its request and tokens."""
+
+    def __init__(self, make) -> None:
+        self.make = make
+        self.ended: list[tuple[str, list[int]]] = []
+
+    def drafters(self, request: Request, token_ids: Sequence[int]) -> Sequence[object]:
+        return (self.make(request, token_ids),)
+
+    def note_end(self, request: Request, token_ids: Sequence[int]) -> None:
+        self.ended.append((request.request_id, list(token_ids)))
+
+
+def knowing(seed: int, context_tokens: int = CONTEXT_TOKENS) -> Drafts:
     rng = random.Random(seed)
 
-    def make(asked: Request, token_ids: Sequence[int]) -> Sequence[KnowingDrafter]:
+    def make(asked: Request, token_ids: Sequence[int]) -> KnowingDrafter:
         prompt = list(asked.prompt_token_ids)
         truths = [[*prompt, *expected_tokens(asked, index, context_tokens)] for index in range(asked.sampling.n)]
-        return (KnowingDrafter(truths, token_ids, rng),)
+        return KnowingDrafter(truths, token_ids, rng)
 
-    return make
+    return Drafts(make)
 
 
 @settings(max_examples=120, deadline=None)
@@ -66,7 +80,7 @@ def test_any_history_with_any_guesses(specs, num_pages, max_tokens, max_sequence
         max_tokens=max_tokens,
         max_sequences=max_sequences,
         max_logit_rows=max_sequences + spare_rows,
-        make_drafters=knowing(seed, context_tokens),
+        drafting=knowing(seed, context_tokens),
     )
     requests = [made(number, spec) for number, spec in enumerate(specs)]
     collector = Collector()
@@ -132,7 +146,7 @@ def test_every_chunk_is_the_same_but_for_its_timing(options) -> None:
 
     plain = told(fake_engine()[0])
     for seed in range(5):
-        assert told(fake_engine(max_logit_rows=50, make_drafters=knowing(seed))[0]) == plain
+        assert told(fake_engine(max_logit_rows=50, drafting=knowing(seed))[0]) == plain
 
 
 def test_right_guesses_save_steps_and_are_counted() -> None:
@@ -145,7 +159,7 @@ def test_right_guesses_save_steps_and_are_counted() -> None:
     asked = request("x", [1, 2, 3], max_tokens=100)
     truth = [1, 2, 3, *expected_tokens(asked)]
     engine, step = fake_engine(
-        max_logit_rows=10, make_drafters=lambda request, token_ids: (All([truth], token_ids, random.Random(0)),)
+        max_logit_rows=10, drafting=Drafts(lambda request, token_ids: All([truth], token_ids, random.Random(0)))
     )
     collector = run_all(engine, [asked])
     assert collector.tokens["x", 0] == truth[3:]
@@ -160,7 +174,7 @@ def test_right_guesses_save_steps_and_are_counted() -> None:
 def test_only_accepted_tokens_are_shared() -> None:
     """What a wrong guess left in a page is found by nobody: a second request reads what was said, and goes on alike."""
     for seed in range(8):
-        engine, _ = fake_engine(max_logit_rows=64, make_drafters=knowing(seed))
+        engine, _ = fake_engine(max_logit_rows=64, drafting=knowing(seed))
         first = request("a", list(range(30)), max_tokens=200)
         said = run_all(engine, [first]).tokens["a", 0]
         second = request("b", [*range(30), *said[:150]], max_tokens=50)
@@ -171,7 +185,7 @@ def test_only_accepted_tokens_are_shared() -> None:
 
 def test_guesses_take_no_page_that_others_need() -> None:
     """Two samples fill all pages; guesses stay within the pages that their samples have."""
-    engine, _ = fake_engine(num_pages=4, max_logit_rows=100, make_drafters=knowing(3, 256))
+    engine, _ = fake_engine(num_pages=4, max_logit_rows=100, drafting=knowing(3, 256))
     requests = [request(f"r{number}", [number] * 40, max_tokens=88, seed=number) for number in range(2)]
     collector = run_all(engine, requests)
     for each in requests:
@@ -189,7 +203,7 @@ def test_logits_that_a_guess_spoilt_are_made_again_without() -> None:
         def propose(self, max_tokens: int) -> Draft:
             return Draft(token_ids=(unsaid,), chances=(0.9,))
 
-    engine, step = fake_engine(make_drafters=lambda request, token_ids: (Poison(),))
+    engine, step = fake_engine(drafting=Drafts(lambda request, token_ids: Poison()))
     run = step.run
 
     def spoilt(arrays):
@@ -209,7 +223,7 @@ def test_a_model_whose_logits_are_not_finite_still_fails_the_request() -> None:
     asked = request("x", [1, 2, 3], max_tokens=20)
     truth = expected_tokens(asked)
     for seed in range(6):
-        engine, step = fake_engine(max_logit_rows=40, make_drafters=knowing(seed))
+        engine, step = fake_engine(max_logit_rows=40, drafting=knowing(seed))
         step.nan_tokens = {truth[7]}
         collector = run_all(engine, [asked])
         assert collector.ends["x", 0].finish_reason is FinishReason.ERROR

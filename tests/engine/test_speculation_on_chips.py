@@ -11,10 +11,11 @@ from ridgeline.chips.simulated import SimulatedChip
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
-from ridgeline.engine.speculation import copying_drafters
+from ridgeline.engine.speculation import Copying
 from ridgeline.request import Request, SamplingParams
 from ridgeline.speculate.drafter import Draft
 from tests.engine.test_real_chips import BASE, CASES, WANTED, Case, answer, opened, wanted
+from tests.engine.test_speculation import Drafts
 from tests.engine.test_virtual_time import VOCABULARY, expected
 from tests.tiny_models import write_tiny_gguf
 
@@ -38,9 +39,9 @@ class NoisyDrafter:
         return Draft(token_ids=tuple(guesses), chances=(1.0,) * len(guesses))
 
 
-def noisy(truths: Sequence[Sequence[int]], seed: int):
+def noisy(truths: Sequence[Sequence[int]], seed: int) -> Drafts:
     rng = random.Random(seed)
-    return lambda request, token_ids: (NoisyDrafter(truths, token_ids, rng),)
+    return Drafts(lambda request, token_ids: NoisyDrafter(truths, token_ids, rng))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def truths_of(plain: list[tuple]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("others", [0, 5])
 def test_right_and_wrong_guesses(folder, case, plain, others) -> None:
     """Tokens and every bit of the log-probabilities; contexts of 64 to 270 cross the ends of pages."""
-    engine = opened(folder, case, spare_rows=60, make_drafters=noisy(truths_of(plain), others))
+    engine = opened(folder, case, spare_rows=60, drafting=noisy(truths_of(plain), others))
     for _ in range(2):
         for number, expected_answer in enumerate(plain):
             engine.forget_prefixes()
@@ -81,7 +82,7 @@ def test_right_and_wrong_guesses(folder, case, plain, others) -> None:
 
 
 def test_while_preempted(folder, case, plain) -> None:
-    engine = opened(folder, case, num_pages=8, max_tokens=90, spare_rows=60, make_drafters=noisy(truths_of(plain), 3))
+    engine = opened(folder, case, num_pages=8, max_tokens=90, spare_rows=60, drafting=noisy(truths_of(plain), 3))
     for number, expected_answer in enumerate(plain):
         assert answer(engine, wanted(number, max_tokens=MAX_TOKENS), others=6) == expected_answer
     assert engine.statistics().num_preemptions > 0 and engine.statistics().num_accepted_tokens > 20
@@ -90,7 +91,7 @@ def test_while_preempted(folder, case, plain) -> None:
 
 def test_pages_of_accepted_tokens_serve_others(folder, case, plain) -> None:
     """A page that was closed over a wrong guess and closed again must hold what was said."""
-    engine = opened(folder, case, spare_rows=60, make_drafters=noisy(truths_of(plain), 4))
+    engine = opened(folder, case, spare_rows=60, drafting=noisy(truths_of(plain), 4))
     tokens = plain[0][0]
     assert answer(engine, wanted(0, max_tokens=MAX_TOKENS)) == plain[0]
     sampling = SamplingParams(max_tokens=15, temperature=0.0, ignore_eos=True, logprobs=5)
@@ -107,7 +108,7 @@ def test_copied_guesses_of_a_text_that_repeats(folder, case) -> None:
     sampling = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True, logprobs=1)
     request = Request(request_id="r", prompt_token_ids=BASE[:20] * 5, sampling=sampling, seed=0)
     first = opened(folder, case)
-    second = opened(folder, case, spare_rows=60, make_drafters=copying_drafters)
+    second = opened(folder, case, spare_rows=60, drafting=Copying())
     assert answer(first, request) == answer(second, request)
     first.close()
     second.close()
@@ -143,6 +144,6 @@ def test_on_a_simulated_chip(tmp_path, others) -> None:
         return engine, chip.clock.now()
 
     _, plain_seconds = run()
-    engine, seconds = run(make_drafters=noisy(truths, others))
+    engine, seconds = run(drafting=noisy(truths, others))
     assert engine.statistics().num_accepted_tokens > 100
     assert seconds < 0.7 * plain_seconds

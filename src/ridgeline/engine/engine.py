@@ -26,7 +26,7 @@ from ridgeline.engine.client import EngineModel, EngineStatistics
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.runner import Runner, shape_of
 from ridgeline.engine.sample import Sample
-from ridgeline.engine.speculation import MakeDrafters, Speculation
+from ridgeline.engine.speculation import Drafting, Speculation
 from ridgeline.engine.text import EngineText
 from ridgeline.engine.timing import SampleStopwatch
 from ridgeline.errors import EngineDeadError, RequestError, RidgelineError
@@ -60,7 +60,7 @@ class Engine:
         text: tokens as text.
         predictor: predicted step times; None: steps are as large as the limits allow.
         goal_seconds_per_token: how long decoding samples may wait for a step that also reads prompts.
-        make_drafters: who guesses how a sample goes on; None: nobody, each step brings one token.
+        drafting: who guesses how samples go on; None: nobody, each step brings one token.
         clock: seconds; a virtual one for a simulated chip.
         on_close: gives back what the engine was opened with.
     """
@@ -74,7 +74,7 @@ class Engine:
         text: EngineText,
         predictor: StepPredictor | None = None,
         goal_seconds_per_token: float | None = None,
-        make_drafters: MakeDrafters | None = None,
+        drafting: Drafting | None = None,
         max_queued_requests: int = 4096,
         max_queued_tokens: int = 1 << 22,
         clock: Callable[[], float] = time.perf_counter,
@@ -91,10 +91,8 @@ class Engine:
         predict = None if predictor is None else predictor.seconds
         self._speculation = (
             None
-            if make_drafters is None
-            else Speculation(
-                self._samples, predict=predict, goal_seconds=goal_seconds_per_token, make_drafters=make_drafters
-            )
+            if drafting is None
+            else Speculation(self._samples, predict=predict, goal_seconds=goal_seconds_per_token, drafting=drafting)
         )
         self._scheduler = Scheduler(
             self._index,

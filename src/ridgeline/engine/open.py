@@ -18,7 +18,7 @@ from ridgeline.engine.engine import Engine
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.settings import EngineSettings
 from ridgeline.engine.sizes import choose_limits, choose_pages, logits_bytes
-from ridgeline.engine.speculation import MakeDrafters, copying_drafters
+from ridgeline.engine.speculation import Copying, Drafting
 from ridgeline.errors import UserError
 from ridgeline.model.load import ModelPlan, load_plan, page_layout, plan_model, step_function
 from ridgeline.ops.chip import AnyChip, ChipFacts, KvFormat
@@ -40,7 +40,7 @@ def open_engine(
     chip: AnyChip | None = None,
     tokenizer: Tokenizer | None = None,
     limits: StepLimits | None = None,
-    make_drafters: MakeDrafters = copying_drafters,
+    drafting: Drafting | None = None,
 ) -> Engine:
     """An engine that holds the model.
 
@@ -51,7 +51,7 @@ def open_engine(
         chip: one that is open already, which the engine will close; None: the one that the settings name.
         tokenizer: the model's, if someone has it already.
         limits: the largest step; None: decided from the roofline. For tests and benchmarks.
-        make_drafters: who guesses next tokens, if anyone shall. For tests.
+        drafting: who guesses next tokens, if anyone shall; None: those that copy. For tests.
 
     Raises UserError for what is wrong with the files or the settings, CapacityError, before anything is loaded, if
     memory does not suffice; ChipError. What was opened until then is closed again.
@@ -91,7 +91,7 @@ def open_engine(
             text=text,
             predictor=StepPredictor(cost, facts),
             goal_seconds_per_token=settings.goal_seconds_per_token,
-            make_drafters=make_drafters if settings.speculation else None,
+            drafting=(drafting or Copying()) if settings.speculation else None,
             max_queued_requests=settings.max_queued_requests,
             max_queued_tokens=settings.max_queued_tokens,
             clock=clock_of(chip),

@@ -14,6 +14,12 @@ from ridgeline.ops.step import StepShape
 
 CORRECTION_WEIGHT = 0.1
 """Of the newest step; about twenty steps, a second or less, until a change of speed is followed."""
+FADING = 0.99
+"""What an observation is worth after each later step."""
+NEIGHBOUR_WORTH = 0.2
+"""What an observation is worth to the next class."""
+MAX_NEIGHBOUR_DISTANCE = 4
+"""Beyond the nearest class that was seen; what lies further is worth nothing."""
 MAX_CORRECTION = 1e4
 """Bounds on measured over predicted, either way, so that one absurd measurement cannot poison what follows."""
 
@@ -22,12 +28,14 @@ class StepPredictor:
     """Predicts the seconds of a step.
 
     Steps of few tokens wait for memory and steps of many for arithmetic, and a chip may be closer to one roof than to
-    the other: so the error is followed separately for each power of two of the number of tokens, and a class that has
-    not been seen yet takes that of the nearest one that was.
+    the other: so the error is followed separately for sizes of steps, four classes to each power of two. What is known
+    of a class fades while others are seen, and neighbours then speak for it: a size that was measured at a bad moment,
+    and that nobody chose since for that reason, is tried again.
 
     The very first step is not learned from: it touches weights and pages for the first time and is far slower.
 
-    Holds: a running mean of log(measured / predicted) for each class; sums over all steps. Changed by: `observe`.
+    Holds: for each class a running mean of log(measured / predicted) and how much it is worth; sums over all steps.
+    Changed by: `observe`.
     """
 
     def __init__(self, cost: StepCost, facts: ChipFacts) -> None:
@@ -35,6 +43,7 @@ class StepPredictor:
         self._facts = facts
         self._log_ratios: dict[int, float] = {}
         self._num_observed: Counter[int] = Counter()
+        self._worths: dict[int, float] = {}
         self.predicted_seconds = 0.0
         """Sum over all observed steps of what was predicted."""
         self.measured_seconds = 0.0
@@ -66,16 +75,24 @@ class StepPredictor:
         weight = max(CORRECTION_WEIGHT, 1 / self._num_observed[step_class])
         known = self._log_ratios.get(step_class, 0.0)
         self._log_ratios[step_class] = known + weight * (log_ratio - known)
+        for each in self._worths:
+            self._worths[each] *= FADING
+        self._worths[step_class] = self._worths.get(step_class, 0.0) + 1.0
 
     def _log_ratio(self, num_tokens: int) -> float:
         if not self._log_ratios:
             return 0.0
         step_class = _class_of(num_tokens)
-        if step_class in self._log_ratios:
-            return self._log_ratios[step_class]
-        nearest = min(self._log_ratios, key=lambda each: (abs(each - step_class), each))
-        return self._log_ratios[nearest]
+        nearest = min(abs(each - step_class) for each in self._worths)
+        total = sum_of_worths = 0.0
+        for each, worth in self._worths.items():
+            distance = abs(each - step_class) - nearest
+            if distance <= MAX_NEIGHBOUR_DISTANCE:
+                worth *= NEIGHBOUR_WORTH**distance
+                total += worth * self._log_ratios[each]
+                sum_of_worths += worth
+        return total / sum_of_worths
 
 
 def _class_of(num_tokens: int) -> int:
-    return num_tokens.bit_length()
+    return int(4 * math.log2(max(num_tokens, 1)))

@@ -6,6 +6,7 @@ Knows: samples, drafters, predicted seconds. Does not know: how anyone guesses, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from ridgeline.engine.sample import Sample
 from ridgeline.ops.step import PAGE_SLOTS, SpanShape, StepShape
@@ -14,19 +15,42 @@ from ridgeline.schedule.sequence import Sequence as ScheduledSequence
 from ridgeline.speculate.drafter import NO_DRAFT, Draft, Drafter
 from ridgeline.speculate.length import choose_lengths
 from ridgeline.speculate.ngram import NgramDrafter
+from ridgeline.speculate.suffix import RecentTexts, SuffixDrafter
 
 MAX_DRAFT_TOKENS = PAGE_SLOTS // 2
 """Of one sequence in one step. Less than a page, so that a draft crosses at most one page's end: see
 docs/decisions/0005-drafts-across-pages.md."""
 
 Predict = Callable[[StepShape], float]
-MakeDrafters = Callable[[Request, Sequence[int]], Sequence[Drafter]]
-"""(request, a sample's tokens, to which others append) -> who guesses for that sample."""
 
 
-def copying_drafters(request: Request, token_ids: Sequence[int]) -> Sequence[Drafter]:
-    """Those that need no model."""
-    return (NgramDrafter(token_ids),)
+class Drafting(Protocol):
+    """Who guesses for whom."""
+
+    def drafters(self, request: Request, token_ids: Sequence[int]) -> Sequence[Drafter]:
+        """For a sample, whose tokens are a list to which others append."""
+
+    def note_end(self, request: Request, token_ids: Sequence[int]) -> None:
+        """A sample has ended with these tokens, prompt and output."""
+
+
+class Copying:
+    """Guesses that need no model: copies from the sample's own tokens, and from what was answered lately.
+
+    Holds: recent texts. Changed by: `note_end`.
+    """
+
+    def __init__(self) -> None:
+        self._recent = RecentTexts()
+
+    def drafters(self, request: Request, token_ids: Sequence[int]) -> Sequence[Drafter]:
+        """See Drafting."""
+        recent = self._recent.drafters(request.cache_salt, token_ids)
+        return (NgramDrafter(token_ids), SuffixDrafter(token_ids), *recent)
+
+    def note_end(self, request: Request, token_ids: Sequence[int]) -> None:
+        """See Drafting."""
+        self._recent.add(request.cache_salt, token_ids, len(request.prompt_token_ids))
 
 
 class Speculation:
@@ -36,7 +60,7 @@ class Speculation:
         samples: those that run, by sequence id; the engine changes it.
         predict: seconds that a step will take; None: every guess is run.
         goal_seconds: drafts make no step longer than this; None: as long as it pays.
-        make_drafters: who guesses.
+        drafting: who guesses.
 
     Holds: the drafters of each sample that has decoded. Changed by: `propose`, `forget`.
     """
@@ -47,12 +71,12 @@ class Speculation:
         *,
         predict: Predict | None,
         goal_seconds: float | None = None,
-        make_drafters: MakeDrafters = copying_drafters,
+        drafting: Drafting,
     ) -> None:
         self._samples = samples
         self._predict = predict
         self._goal_seconds = float("inf") if goal_seconds is None else goal_seconds
-        self._make_drafters = make_drafters
+        self._drafting = drafting
         self._drafters: dict[int, Sequence[Drafter]] = {}
 
     def propose(self, sequences: Sequence[ScheduledSequence], max_drafts: int) -> dict[int, tuple[int, ...]]:
@@ -74,7 +98,8 @@ class Speculation:
 
     def forget(self, sample: Sample) -> None:
         """The sample has ended."""
-        self._drafters.pop(sample.sequence.sequence_id, None)
+        if self._drafters.pop(sample.sequence.sequence_id, None) is not None:
+            self._drafting.note_end(sample.request, sample.token_ids)
 
     def _best_draft(self, sample: Sample, max_drafts: int) -> Draft:
         """The guesses of which most are expected to stand."""
@@ -85,7 +110,7 @@ class Speculation:
         sequence_id = sample.sequence.sequence_id
         drafters = self._drafters.get(sequence_id)
         if drafters is None:
-            drafters = self._drafters[sequence_id] = self._make_drafters(sample.request, sample.token_ids)
+            drafters = self._drafters[sequence_id] = self._drafting.drafters(sample.request, sample.token_ids)
         return max((drafter.propose(most) for drafter in drafters), key=_expected_tokens, default=NO_DRAFT)
 
     def _seconds_of(self, sequences: Sequence[ScheduledSequence]) -> Callable[[Sequence[int]], float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PRIOR_RATES = (0.2, 0.3, 0.45, 0.65, 0.8, 0.9, 0.95)
+PRIOR_RATES = (0.15, 0.15, 0.35, 0.6, 0.8, 0.9, 0.95)
 """Chances before anything was seen, by class of match length (see `_class_of`): hopeful, because a wrong guess costs
 little once, and a hope that nobody tries is never corrected by deeds."""
 PRIOR_WEIGHT = 3
