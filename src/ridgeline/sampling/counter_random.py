@@ -24,7 +24,7 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits, for the token at `position` of a sample with this 64-bit seed."""
+def random_bits(seed: int, position: int) -> int:
+    """53 random bits for the token at `position` of a sample with this 64-bit seed."""
     words = philox((position & _WORD, position >> 32, 0, 0), (seed & _WORD, seed >> 32))
-    return ((words[1] << 32 | words[0]) >> 11) * 2.0**-53
+    return (words[1] << 32 | words[0]) >> 11

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ridgeline.sampling.counter_random import philox, uniform
+from ridgeline.sampling.counter_random import philox, random_bits
 
 
 def test_known_answers() -> None:
@@ -17,8 +17,8 @@ def test_known_answers() -> None:
 
 
 def test_uniform_over_positions_and_over_seeds() -> None:
-    by_position = np.array([uniform(7, position) for position in range(4000)])
-    by_seed = np.array([uniform(seed, 7) for seed in range(4000)])
+    by_position = np.array([random_bits(7, position) * 2.0**-53 for position in range(4000)])
+    by_seed = np.array([random_bits(seed, 7) * 2.0**-53 for seed in range(4000)])
     for numbers in (by_position, by_seed):
         assert (numbers >= 0).all() and (numbers < 1).all()
         counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
@@ -28,5 +28,5 @@ def test_uniform_over_positions_and_over_seeds() -> None:
 
 
 def test_all_bits_of_seed_and_position_count() -> None:
-    numbers = {uniform(seed, position) for seed in (0, 1, 1 << 32, 1 << 63) for position in (0, 1, 1 << 33)}
+    numbers = {random_bits(seed, position) for seed in (0, 1, 1 << 32, 1 << 63) for position in (0, 1, 1 << 33)}
     assert len(numbers) == 12

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.request import SamplingParams
-from ridgeline.sampling import processors
-from ridgeline.sampling.counter_random import uniform
+from ridgeline.sampling.adjustments import adjust
+from ridgeline.sampling.counter_random import random_bits
+from ridgeline.sampling.draw import distances, nearest, weights
 from ridgeline.sampling.sampler import Sampler, SamplingError
 from ridgeline.sampling.state import SampleState
 
@@ -30,6 +31,12 @@ def state(prompt=(1, 2, 3), output=(), *, seed=0, bad_words=(), eos=(), **option
     for token_id in output:
         made.note(token_id)
     return made
+
+
+def adjusted(logits: np.ndarray, made: SampleState) -> np.ndarray:
+    scores = logits.copy()
+    adjust(scores, made.adjustments(), only_listed=made.sampling.allowed_token_ids is not None)
+    return scores
 
 
 def row(seed: int = 0, size: int = V) -> np.ndarray:
@@ -78,7 +85,7 @@ def test_draws_follow_the_plain_definition(seed, logits_seed, temperature, top_k
     prompt, output = (range(length) for length in lengths)
     made = state(prompt, output, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     distribution = plain_distribution(logits, made.sampling)
-    assert Sampler(V).sample(logits, made) == plain_draw(distribution, uniform(seed, sum(lengths)))
+    assert Sampler(V).sample(logits, made) == plain_draw(distribution, random_bits(seed, sum(lengths)) * 2.0**-53)
 
 
 def test_frequencies_are_the_probabilities() -> None:
@@ -125,18 +132,16 @@ def test_the_row_is_not_changed_and_neighbours_do_not_matter() -> None:
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_scores_of_prompt_and_output() -> None:
-    scores = np.array([2.0, -2.0, 4.0, 1.0])
-    processors.penalise_repetition(scores, np.array([0, 1]), 2.0)
-    assert scores.tolist() == [1.0, -4.0, 4.0, 1.0]
+    logits = np.array([2.0, -2.0, 4.0, 1.0], dtype=np.float32)
+    assert adjusted(logits, state(prompt=(0,), output=(1,), repetition_penalty=2.0)).tolist() == [1.0, -4.0, 4.0, 1.0]
     logits = np.array([3.0, 2.9, 2.8, 0.0], dtype=np.float32)
     made = state(prompt=(0,), output=(1,), temperature=0.0, repetition_penalty=1.2)
     assert Sampler(4).sample(logits, made) == 2
 
 
 def test_presence_and_frequency_count_output_only() -> None:
-    scores = np.zeros(5)
-    processors.penalise_counts(scores, {1: 3, 4: 1}, frequency=0.5, presence=1.0)
-    assert scores.tolist() == [0.0, -2.5, 0.0, 0.0, -1.5]
+    made = state(prompt=(2, 2), output=(1, 4, 1, 1), frequency_penalty=0.5, presence_penalty=1.0)
+    assert adjusted(np.zeros(5, np.float32), made).tolist() == [0.0, -2.5, 0.0, 0.0, -1.5]
     logits = np.array([1.0, 0.9], dtype=np.float32)
     assert Sampler(2).sample(logits, state(prompt=(0,), temperature=0.0, presence_penalty=2.0)) == 0
     assert Sampler(2).sample(logits, state(prompt=(1,), output=(0,), temperature=0.0, presence_penalty=2.0)) == 1
@@ -188,10 +193,10 @@ def test_options_that_leave_no_token_are_the_requests_own_fault() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 35))
-def test_largest_is_the_sorted_beginning(values, count) -> None:
+def test_nearest_is_the_sorted_beginning(values, count) -> None:
     array = np.array(values, dtype=np.float32)
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    assert processors.largest(array, count).tolist() == sorted(order[:count])
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    assert nearest(array, count).tolist() == sorted(order[:count])
 
 
 def test_logprobs_are_before_temperature_and_ties_go_by_id() -> None:
@@ -218,3 +223,47 @@ def test_a_large_vocabulary_is_sampled_in_time() -> None:
         for _ in range(5):
             sampler.sample(logits, made)
         assert (time.perf_counter() - started) / 5 < 0.05, options
+
+
+def test_weights_are_powers_of_two_to_the_precision_of_a_float() -> None:
+    distance = np.concatenate(
+        [np.linspace(0, 48, 100_001), np.random.default_rng(0).uniform(0, 3, 100_000), [0.0, 0.5, 1.5, 47.99999]]
+    ).astype(np.float32)
+    exact = 2.0 ** (40 - distance.astype(np.float64))
+    found = weights(distance)
+    assert found[0] == 2**40
+    assert (np.abs(found - exact) <= 1.1e-7 * exact + 1).all(), "1 where the bits below the point are cut"
+    assert (found[distance >= 42] == 0).all()
+    # The errors have no side: a distribution is not bent by them.
+    near = distance < 16
+    assert abs((found[near] / exact[near] - 1).mean()) < 1e-8
+
+
+def test_distances_end_at_the_farthest_and_no_temperature_makes_them_nan() -> None:
+    scores = np.array([3.0, -np.inf, 3.0, 2.9999998, -1e30], dtype=np.float32)
+    for scale in (0.01, 1.0, 1e38):
+        found = distances(scores, scores[0], np.float32(scale))
+        assert found[0] == found[2] == 0.0
+        assert found[1] == found[4] == 48.0
+        assert 0 < found[3] <= 48.0
+
+
+def test_options_meet_on_one_token_in_their_order() -> None:
+    logits = np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32)
+    options = {"logit_bias": {1: 3.0}, "repetition_penalty": 2.0, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    made = state(prompt=(0,), output=(1, 1), **options)
+    assert adjusted(logits, made).tolist() == [0.5, (2 + 3) / 2 - 0.5 * 2 - 0.25, 3.0, 4.0]
+    never = -np.inf
+    made = state(prompt=(0,), output=(1, 1), allowed_token_ids=(1, 2), **options)
+    assert adjusted(logits, made).tolist() == [never, 1.25, 3.0, never]
+
+
+def test_what_is_held_back_comes_back_with_its_bias() -> None:
+    made = state(prompt=(0,), logit_bias={2: 1.5}, bad_words=((1, 2),), eos=(3,), min_tokens=2)
+    logits, never = np.zeros(4, np.float32), -np.inf
+    seen = []
+    for token_id in (1, 0, 0):
+        seen.append(adjusted(logits, made).tolist())
+        made.token_ids.append(token_id)
+        made.note(token_id)
+    assert seen == [[0, 0, 1.5, never], [0, 0, never, never], [0, 0, 1.5, 0]]

@@ -17,6 +17,7 @@
 #include "kernels/matmul_bindings.h"
 #include "kernels/memory.h"
 #include "kernels/plan.h"
+#include "kernels/sample_bindings.h"
 #include "kernels/threads.h"
 
 namespace nb = nanobind;
@@ -298,6 +299,8 @@ NB_MODULE(_native, m) {
         "format"_a, "head_width"_a);
     nb::module_ products = m.def_submodule("products", "The matrix products by themselves, for their tests.");
     bind_matmul(products);
+    nb::module_ sampling = m.def_submodule("sampling", "The choosing of tokens by itself, for its tests.");
+    bind_sample(sampling);
     m.def("plain_block_bytes", [](int64_t head_width) { return plain_block_bytes(false, head_width); }, "head_width"_a);
 }
 
