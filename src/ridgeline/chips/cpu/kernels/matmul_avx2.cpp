@@ -287,7 +287,7 @@ InstructionSet make_set(bool has_vnni) {
     set.name = set.description = has_vnni ? "avx2-vnni" : "avx2";
     for (int i = 0; i < NUM_FORMAT_SLOTS; ++i) {
         const auto format = static_cast<FormatId>(i);
-        set.formats[i] = {unpack_function(format), multiply_function(format, has_vnni)};
+        set.formats[i] = has_vnni ? kernels_with_vnni(format) : kernels_with_pairs(format);
     }
     set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<F32>};
     set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<F32>};

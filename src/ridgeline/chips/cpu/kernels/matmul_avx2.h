@@ -1,15 +1,15 @@
 // The parts of the AVX2 kernels that live in files of their own. Internal to them.
+//
+// Codes in records are those of the layout. Without AVX-VNNI, formats whose zero is 128 have them signed, since the
+// products of unsigned 8-bit codes would not fit 16 bits.
 #pragma once
 
 #include "matmul_kernels.h"
 
 namespace ridgeline::avx2 {
 
-// The unpackers of a quantised format. Codes are those of the layout, but formats whose zero is 128 have them signed:
-// the products of unsigned 8-bit codes would not fit 16 bits.
-UnpackFunction unpack_function(FormatId format);
-
-// The product of a quantised format, with vpdpbusd (AVX-VNNI) or with vpmaddubsw.
-MultiplyFunction multiply_function(FormatId format, bool has_vnni);
+// Unpackers, products of records and, for few rows, of what lies in memory; none of them for plain formats.
+FormatKernels kernels_with_vnni(FormatId format);   // vpdpbusd
+FormatKernels kernels_with_pairs(FormatId format);  // vpmaddubsw
 
 }  // namespace ridgeline::avx2

@@ -5,8 +5,8 @@ set(RIDGELINE_MATMUL_SOURCES
     cpu_features.cpp
     matmul.cpp
     matmul_avx2.cpp
-    matmul_avx2_int8.cpp
-    matmul_avx2_unpack.cpp
+    matmul_avx2_pairs.cpp
+    matmul_avx2_vnni.cpp
     matmul_avx512.cpp
     matmul_avx512_bf16.cpp
     matmul_avx512_direct.cpp
@@ -33,8 +33,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
                APPEND PROPERTY COMPILE_OPTIONS ${avx512_flags})
   set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_bf16.cpp"
                APPEND PROPERTY COMPILE_OPTIONS ${avx512_flags} -mavx512bf16)
-  set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_int8.cpp"
-                      "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_unpack.cpp"
+  set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_pairs.cpp"
+                      "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_vnni.cpp"
                APPEND PROPERTY COMPILE_OPTIONS -mavx2 -mfma -mf16c)
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
