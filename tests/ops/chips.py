@@ -27,7 +27,8 @@ class Entry:
 ENTRIES = (
     Entry(name="reference", is_bit_exact=True, is_dequantising=False),
     Entry(name="cpu", is_bit_exact=True, is_dequantising=False),
-    Entry(name="torch", is_bit_exact=False, is_dequantising=True),
+    Entry(name="torch:cpu", is_bit_exact=False, is_dequantising=True),
+    Entry(name="torch:cuda", is_bit_exact=True, is_dequantising=True),
     Entry(name="jax", is_bit_exact=False, is_dequantising=True, is_compiling=True),
 )
 
@@ -38,7 +39,7 @@ def opened(name: str, folder: Path) -> AnyChip:
         chip = open_chip(name, cache_folder=folder, num_threads=2)
     except UserError as error:
         pytest.skip(str(error))
-    if name == "torch":
+    if name == "torch:cpu":
         # Its threads spin while they wait, which on a busy machine costs more than they give to matrices this small.
         import_module("torch").set_num_threads(1)
     return chip

@@ -24,7 +24,7 @@ class ChipOptions:
     cache_folder: Path | None = None
     num_threads: int | None = None
     kind: str = ""
-    """What stands after the colon of the name, such as `h100` in `simulated:h100`."""
+    """What stands after the colon of the name, such as `h100` in `simulated:h100`, or `cpu` in `torch:cpu`."""
 
 
 def _cpu(module: Any, options: ChipOptions) -> AnyChip:
@@ -51,6 +51,8 @@ class ChipEntry:
     summary: str
     extra: str = ""
     """The extra of the package that brings its library."""
+    has_kinds: bool = False
+    """Whether something may stand after a colon of its name."""
 
 
 CHIPS: Mapping[str, ChipEntry] = MappingProxyType(
@@ -63,9 +65,10 @@ CHIPS: Mapping[str, ChipEntry] = MappingProxyType(
         ),
         "torch": ChipEntry(
             module="ridgeline.chips.torch.chip",
-            make=lambda module, options: module.TorchChip(),
-            summary="PyTorch on the CPU; a witness",
+            make=lambda module, options: module.TorchChip(options.kind),
+            summary="PyTorch on a CUDA GPU, or on the CPU where there is none (a witness); torch:cpu, torch:cuda:1",
             extra="torch",
+            has_kinds=True,
         ),
         "jax": ChipEntry(
             module="ridgeline.chips.jax.chip",
@@ -77,6 +80,7 @@ CHIPS: Mapping[str, ChipEntry] = MappingProxyType(
             module="ridgeline.chips.simulated",
             make=_simulated,
             summary="a published chip on a virtual clock, such as simulated:h100; its text means nothing",
+            has_kinds=True,
         ),
     }
 )
@@ -89,7 +93,7 @@ def open_chip(name: str, *, cache_folder: Path | None = None, num_threads: int |
     """
     base, _, kind = name.partition(":")
     entry = CHIPS.get(base)
-    if entry is None or (kind and base != "simulated"):
+    if entry is None or (kind and not entry.has_kinds):
         near = difflib.get_close_matches(base, CHIPS, n=1)
         raise UserError(
             f"there is no chip {name!r}; there are {', '.join(CHIPS)}",

@@ -1,4 +1,4 @@
-"""The fine ops in PyTorch.
+"""The fine ops in PyTorch: what any device of its runs, and all that the CPU runs.
 
 Knows: torch. Does not know: decoders, weight formats (weights arrive as float32).
 
@@ -71,16 +71,17 @@ class TorchOps(ComposedOps[Tensor, Tensor, TorchPages]):
         return x_THC.flatten(-2)
 
     def angles(self, positions_T: Tensor, frequencies: Tensor, magnitude: float) -> Tensor:
-        """Complex numbers (T, 1, R / 2): turning is multiplying by them."""
-        turned = positions_T[:, None, None] * frequencies
-        return torch.polar(torch.full_like(turned, magnitude), turned)
+        """(T, 2, R / 2): cosines, then sines."""
+        turned_TR = positions_T[:, None] * frequencies
+        return torch.stack((torch.cos(turned_TR), torch.sin(turned_TR)), dim=1) * magnitude
 
     def rope(self, x_THC: Tensor, angles: Tensor) -> Tensor:
-        """The pairs (x[i], x[i + R/2]), as complex numbers, turned."""
+        """The pairs (x[i], x[i + R/2]), turned; then the rest."""
         half = angles.shape[-1]
+        cosines_T1R, sines_T1R = angles[:, 0, None], angles[:, 1, None]
         first, second, rest = x_THC.split((half, half, x_THC.shape[-1] - 2 * half), dim=-1)
-        turned = torch.complex(first, second) * angles
-        return torch.cat((turned.real, turned.imag, rest), dim=-1)
+        turned = (first * cosines_T1R - second * sines_T1R, second * cosines_T1R + first * sines_T1R)
+        return torch.cat((*turned, rest), dim=-1)
 
     def store_kv(
         self, pages: TorchPages, layer: int, k_TKC: Tensor, v_TKC: Tensor, step: StepArrays[Tensor]
