@@ -39,8 +39,8 @@ def test_it_starts_with_the_cost_model_and_learns_each_size() -> None:
         predictor.observe(shape(400), 1.2)
     assert predictor.seconds(shape(4)) == pytest.approx(0.008)
     assert predictor.seconds(shape(5)) == pytest.approx(0.010)
-    assert predictor.seconds(shape(400)) == pytest.approx(1.2)
-    assert predictor.seconds(shape(8000)) == pytest.approx(24.0), "the nearest size that was seen"
+    assert predictor.seconds(shape(400)) == pytest.approx(1.2, rel=0.05)
+    assert predictor.seconds(shape(8000)) == pytest.approx(24.0, rel=0.05), "the nearest size that was seen"
 
 
 def test_it_follows_a_change_of_speed() -> None:
@@ -70,3 +70,28 @@ def test_sums_are_of_predictions_and_measurements() -> None:
         predictor.observe(shape(4), 0.008)
     assert predictor.measured_seconds == pytest.approx(0.08)
     assert predictor.predicted_seconds == pytest.approx(0.004 * 2 + 0.008 * 8)
+
+
+def test_one_slow_moment_hardly_matters_and_is_forgotten() -> None:
+    """A size that looked slow is not chosen, so nothing corrects it but time."""
+    predictor = StepPredictor(COST, FACTS)
+    for _ in range(50):
+        predictor.observe(shape(1), 0.001)
+    predictor.observe(shape(8), 0.8)
+    assert predictor.seconds(shape(8)) < 0.008 * 1.3
+    for _ in range(30):
+        predictor.observe(shape(8), 0.024)
+    slow = predictor.seconds(shape(8))
+    assert slow > 0.020
+    for _ in range(1000):
+        predictor.observe(shape(1), 0.001)
+    assert predictor.seconds(shape(8)) < 0.009
+
+
+def test_sizes_near_each_other_may_differ() -> None:
+    predictor = StepPredictor(COST, FACTS)
+    for _ in range(200):
+        for num_tokens, factor in ((1, 1.0), (8, 1.5), (16, 3.0)):
+            predictor.observe(shape(num_tokens), 0.001 * num_tokens * factor)
+    for num_tokens, factor in ((1, 1.0), (8, 1.5), (16, 3.0)):
+        assert predictor.seconds(shape(num_tokens)) == pytest.approx(0.001 * num_tokens * factor, rel=0.1)

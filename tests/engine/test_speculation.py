@@ -52,6 +52,9 @@ class Drafts:
     def note_end(self, request: Request, token_ids: Sequence[int]) -> None:
         self.ended.append((request.request_id, list(token_ids)))
 
+    def forget(self) -> None:
+        self.ended.clear()
+
 
 def knowing(seed: int, context_tokens: int = CONTEXT_TOKENS) -> Drafts:
     rng = random.Random(seed)

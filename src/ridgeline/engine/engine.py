@@ -217,8 +217,10 @@ class Engine:
         )
 
     def forget_prefixes(self) -> None:
-        """Empty the prefix cache of all that no running request holds."""
+        """Forget what requests that have ended left: cached prefixes that nobody holds, and texts to copy from."""
         self._index.clear()
+        if self._speculation is not None:
+            self._speculation.forget()
 
     def check_integrity(self) -> None:
         """Assert that pages, places, sequences and samples add up."""
@@ -343,7 +345,7 @@ class Engine:
     def _remove(self, sample: Sample, *, is_tainted: bool = False) -> None:
         del self._samples[sample.sequence.sequence_id]
         if self._speculation is not None:
-            self._speculation.forget(sample)
+            self._speculation.note_end(sample)
         samples = self._requests[sample.request.request_id]
         del samples[sample.index]
         if not samples:

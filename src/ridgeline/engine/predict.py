@@ -14,12 +14,14 @@ from ridgeline.ops.step import StepShape
 
 CORRECTION_WEIGHT = 0.1
 """Of the newest step; about twenty steps, a second or less, until a change of speed is followed."""
-FADING = 0.99
+FADING = 0.98
 """What an observation is worth after each later step."""
-NEIGHBOUR_WORTH = 0.2
-"""What an observation is worth to the next class."""
-MAX_NEIGHBOUR_DISTANCE = 4
-"""Beyond the nearest class that was seen; what lies further is worth nothing."""
+WORTH_AT_DISTANCE = tuple(0.5**distance for distance in range(128))
+"""What an observation is worth to a class so many classes away."""
+FRESH_WORTH = 0.5
+"""A class that is worth less is learned anew, beginning with what its neighbours say."""
+MAX_SURPRISE = math.log(1.5)
+"""One step moves what is known by no more than this: it may have met a moment when the machine was busy."""
 MAX_CORRECTION = 1e4
 """Bounds on measured over predicted, either way, so that one absurd measurement cannot poison what follows."""
 
@@ -28,9 +30,9 @@ class StepPredictor:
     """Predicts the seconds of a step.
 
     Steps of few tokens wait for memory and steps of many for arithmetic, and a chip may be closer to one roof than to
-    the other: so the error is followed separately for sizes of steps, four classes to each power of two. What is known
-    of a class fades while others are seen, and neighbours then speak for it: a size that was measured at a bad moment,
-    and that nobody chose since for that reason, is tried again.
+    the other: so the error is followed separately for sizes of steps, four classes to each power of two. Neighbours
+    speak for a class that has not been seen, and more and more for one that has not been seen lately: a size that was
+    measured at a bad moment, and that nobody chose since for that reason, is tried again.
 
     The very first step is not learned from: it touches weights and pages for the first time and is far slower.
 
@@ -72,9 +74,15 @@ class StepPredictor:
         log_ratio = max(-math.log(MAX_CORRECTION), min(math.log(MAX_CORRECTION), -math.log(share)))
         step_class = _class_of(shape.num_tokens)
         self._num_observed[step_class] += 1
-        weight = max(CORRECTION_WEIGHT, 1 / self._num_observed[step_class])
-        known = self._log_ratios.get(step_class, 0.0)
-        self._log_ratios[step_class] = known + weight * (log_ratio - known)
+        if not self._worths:
+            self._log_ratios[step_class] = log_ratio
+        else:
+            # What was foretold counts like one observation.
+            weight = max(CORRECTION_WEIGHT, 1 / (1 + self._num_observed[step_class]))
+            is_fresh = self._worths.get(step_class, 0.0) >= FRESH_WORTH
+            known = self._log_ratios[step_class] if is_fresh else self._log_ratio(shape.num_tokens)
+            surprise = max(-MAX_SURPRISE, min(MAX_SURPRISE, log_ratio - known))
+            self._log_ratios[step_class] = known + weight * surprise
         for each in self._worths:
             self._worths[each] *= FADING
         self._worths[step_class] = self._worths.get(step_class, 0.0) + 1.0
@@ -83,14 +91,11 @@ class StepPredictor:
         if not self._log_ratios:
             return 0.0
         step_class = _class_of(num_tokens)
-        nearest = min(abs(each - step_class) for each in self._worths)
         total = sum_of_worths = 0.0
         for each, worth in self._worths.items():
-            distance = abs(each - step_class) - nearest
-            if distance <= MAX_NEIGHBOUR_DISTANCE:
-                worth *= NEIGHBOUR_WORTH**distance
-                total += worth * self._log_ratios[each]
-                sum_of_worths += worth
+            worth *= WORTH_AT_DISTANCE[abs(each - step_class)]
+            total += worth * self._log_ratios[each]
+            sum_of_worths += worth
         return total / sum_of_worths
 
 

@@ -33,6 +33,9 @@ class Drafting(Protocol):
     def note_end(self, request: Request, token_ids: Sequence[int]) -> None:
         """A sample has ended with these tokens, prompt and output."""
 
+    def forget(self) -> None:
+        """Forget all that have ended."""
+
 
 class Copying:
     """Guesses that need no model: copies from the sample's own tokens, and from what was answered lately.
@@ -52,6 +55,10 @@ class Copying:
         """See Drafting."""
         self._recent.add(request.cache_salt, token_ids, len(request.prompt_token_ids))
 
+    def forget(self) -> None:
+        """See Drafting."""
+        self._recent = RecentTexts()
+
 
 class Speculation:
     """Proposes drafts.
@@ -62,7 +69,7 @@ class Speculation:
         goal_seconds: drafts make no step longer than this; None: as long as it pays.
         drafting: who guesses.
 
-    Holds: the drafters of each sample that has decoded. Changed by: `propose`, `forget`.
+    Holds: the drafters of each sample that has decoded. Changed by: `propose`, `note_end`.
     """
 
     def __init__(
@@ -96,10 +103,14 @@ class Speculation:
             if length
         }
 
-    def forget(self, sample: Sample) -> None:
+    def note_end(self, sample: Sample) -> None:
         """The sample has ended."""
         if self._drafters.pop(sample.sequence.sequence_id, None) is not None:
             self._drafting.note_end(sample.request, sample.token_ids)
+
+    def forget(self) -> None:
+        """Forget texts of samples that have ended."""
+        self._drafting.forget()
 
     def _best_draft(self, sample: Sample, max_drafts: int) -> Draft:
         """The guesses of which most are expected to stand."""
