@@ -12,13 +12,14 @@ import pytest
 
 from ridgeline.chips.cpu import CpuChip
 from ridgeline.chips.cpu.fusion import prepared
-from ridgeline.chips.cpu.plan import lay_out
+from ridgeline.chips.cpu.joining import joined_nodes
+from ridgeline.chips.cpu.plan import RecordWriter, lay_out
 from ridgeline.chips.cpu.recorder import OpKind, RecordingOps, StepArray, step_symbols
 from ridgeline.chips.reference import ReferenceChip
 from ridgeline.errors import CapacityError, ChipError
 from ridgeline.model.load import load_model, step_function
 from ridgeline.model.trial import Trial
-from ridgeline.ops.chip import PageLayout
+from ridgeline.ops.chip import KvFormat, PageLayout
 from ridgeline.ops.conformance.case import source
 from ridgeline.ops.host_step import StepPart, host_step
 from ridgeline.ops.step import StepLimits
@@ -48,7 +49,13 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-WEIGHTS = {"table": normal(9, 32), "w": normal(32, 32, seed=1), "up": normal(48, 32, seed=2), "norm": normal(32)}
+WEIGHTS = {
+    "table": normal(9, 32),
+    "w": normal(32, 32, seed=1),
+    "up": normal(48, 32, seed=2),
+    "norm": normal(32),
+    "half": normal(16),
+}
 
 
 def test_a_sum_keeps_the_old_value_where_it_is_used_again() -> None:
@@ -178,18 +185,43 @@ def test_a_step_of_no_logit_rows_gives_none() -> None:
     assert compiled.run(replace(STEP, logit_rows_B=np.zeros(0, np.int32))).shape == (0, 48)
 
 
-def test_a_llama_layer_needs_six_barriers_at_most(tmp_path: Path) -> None:
-    """Counted for a step of one token; more rows are prepared in a part of its own, which adds four."""
+@pytest.mark.parametrize(("kv_format", "at_many_tokens"), [("bf16", 8), ("int8", 9)])
+def test_a_llama_layer_needs_five_barriers_at_one_token(
+    kv_format: KvFormat, at_many_tokens: int, tmp_path: Path
+) -> None:
     chip = CpuChip(num_threads=1)
     model = load_model(open_checkpoint(write_tiny_gguf(tmp_path / "tiny.gguf", entry=formats.Q8_0)), chip)
     ops = RecordingOps()
-    pages = chip.allocate_pages(model.page_layout("bf16"), 1, LIMITS)
+    pages = chip.allocate_pages(model.page_layout(kv_format), 1, LIMITS)
     result, _ = step_function(model)(ops, step_symbols(), pages)
     nodes = prepared(ops.nodes, result.floats())
     layout = lay_out(nodes, result.floats(), LIMITS)
-    assert layout.phases[-1] <= 6 * len(model.spec.layers) + 3
+    num_layers = len(model.spec.layers)
+    records = RecordWriter(layout, pages).records(nodes)
+    assert sum(record.needs_barrier for record in records) <= at_many_tokens * num_layers + 3
+    # One token is prepared by every thread, and its heads are turned and stored by those that attend.
+    after_repeated = [False, *(record.may_repeat for record in records)]
+    at_one_token = [
+        record.needs_barrier and not record.is_joined and not skips
+        for record, skips in zip(records, after_repeated, strict=False)
+    ]
+    assert sum(at_one_token) <= 5 * num_layers + 3
     kinds = [node.kind for node in nodes]
     assert OpKind.ADD not in kinds and OpKind.RMS_NORM not in kinds
+
+
+@pytest.mark.parametrize(("is_by_head", "num_joined"), [(True, 1), (False, 0)])
+def test_attention_turns_its_own_heads_unless_a_norm_is_over_all_of_them(is_by_head: bool, num_joined: int) -> None:
+    chip = CpuChip(num_threads=1)
+    weights = chip.adopt({name: source(name, values) for name, values in WEIGHTS.items()}, "joined")
+    ops, arrays = RecordingOps(), step_symbols()
+    pages = chip.allocate_pages(PageLayout(layers=((2, 16),), format="f32"), 2, LIMITS)
+    x = ops.embed(weights["table"], arrays.token_ids_T)
+    q, k, v = ops.linears(x, (weights["w"],) * 3, (None,) * 3)
+    q = ops.rms_norm(ops.heads(q, 2) if is_by_head else q, weights["half" if is_by_head else "norm"], 1e-6)
+    q, k, v = (ops.heads(heads, 2) for heads in (q, k, v))
+    ops.store_and_attend(q, k, v, pages, 0, arrays, scale=1.0, window=None, softcap=None)
+    assert len(joined_nodes(ops.nodes)) == num_joined
 
 
 def test_values_that_live_at_the_same_time_have_places_of_their_own(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ class Record:
     prepares_output: bool
     parts: list[Part]
     layer: KvLayer
+    is_joined: bool
+    query_chain: list[int]
+    key_chain: list[int]
+    value_chain: list[int]
+    store: int
 
 class Plan:
     def __init__(

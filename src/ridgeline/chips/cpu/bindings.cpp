@@ -214,7 +214,12 @@ void bind_plan(nb::module_& m) {
         .def_rw("prepared", &Record::prepared)
         .def_rw("prepares_output", &Record::prepares_output)
         .def_rw("parts", &Record::parts)
-        .def_rw("layer", &Record::layer);
+        .def_rw("layer", &Record::layer)
+        .def_rw("is_joined", &Record::is_joined)
+        .def_rw("query_chain", &Record::query_chain)
+        .def_rw("key_chain", &Record::key_chain)
+        .def_rw("value_chain", &Record::value_chain)
+        .def_rw("store", &Record::store);
     nb::class_<Plan>(m, "Plan")
         .def(
             "__init__",

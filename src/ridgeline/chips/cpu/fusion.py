@@ -11,6 +11,9 @@ from ridgeline.chips.cpu import _native
 from ridgeline.chips.cpu.recorder import Node, OpKind, Product, Value
 from ridgeline.chips.cpu.sinking import with_rows_taken_early
 
+GROUP_VALUES = 32
+"""Activations are prepared in groups of so many; see kernels/matmul.h."""
+
 
 def prepared(nodes: Sequence[Node], result: Value, *, fuse: bool = True) -> list[Node]:
     """The nodes with what products need made explicit: PREPARE nodes, and sums that are added in place.
@@ -62,8 +65,7 @@ def _with_sums_in_place(nodes: list[Node], result: Value) -> list[Node]:
 def _with_prepares(nodes: list[Node], result: Value, *, fuse: bool) -> list[Node]:
     """Before its first product, each value is prepared in all the forms that its products read.
 
-    A norm or a gated product whose result only products read is prepared as it is computed, and never written as
-    floats.
+    A norm, a gated product or attention whose result only products read is prepared as it is computed.
     """
     uses = uses_of(nodes)
     forms = _forms_read(nodes)
@@ -82,7 +84,7 @@ def _with_prepares(nodes: list[Node], result: Value, *, fuse: bool) -> list[Node
             written.append(_prepare_node(value, tuple(sorted(forms[value])), norm=node))
             done.add(value)
             continue
-        if is_only_for_products and node.kind is OpKind.GATED:
+        if is_only_for_products and _prepares_by_pieces(node):
             assert value is not None
             node.forms = tuple(sorted(forms[value]))
             done.add(value)
@@ -92,6 +94,11 @@ def _with_prepares(nodes: list[Node], result: Value, *, fuse: bool) -> list[Node
                 done.add(product.x)
         written.append(node)
     return written
+
+
+def _prepares_by_pieces(node: Node) -> bool:
+    """Whether the pieces of a row that it writes are whole groups of prepared activations."""
+    return node.kind is OpKind.GATED or (node.kind is OpKind.ATTEND and node.piece_width % GROUP_VALUES == 0)
 
 
 def _only_multiplies(node: Node, value: Value | None) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ridgeline.chips.cpu import _native
+from ridgeline.chips.cpu.joining import Joined, joined_nodes
 from ridgeline.chips.cpu.pages import CpuPages
 from ridgeline.chips.cpu.recorder import Node, OpKind, Product, StepArray, Value
 from ridgeline.ops.step import StepLimits
@@ -53,6 +54,8 @@ class Layout:
     regions: dict[Key, Region] = field(default_factory=dict)
     phases: list[int] = field(default_factory=list)
     repeats: list[bool] = field(default_factory=list)
+    joined: dict[int, Joined] = field(default_factory=dict)
+    """By the number of an ATTEND node: the nodes before it that it may do itself."""
     arena_bytes: int = 0
 
     def root(self, value: Value) -> Value:
@@ -67,6 +70,7 @@ def lay_out(nodes: Sequence[Node], result: Value, limits: StepLimits) -> Layout:
     layout = Layout()
     _find_roots(nodes, result, layout)
     _find_phases(nodes, layout)
+    layout.joined = joined_nodes(nodes)
     _find_regions(nodes, result, limits, layout)
     layout.arena_bytes = _place(list(layout.regions.values()))
     return layout
@@ -141,7 +145,9 @@ def _accesses(node: Node, layout: Layout) -> tuple[set[Key], set[Key]]:
         if product.is_added_to is not None:
             reads.add(layout.root(product.is_added_to))
     for value in node.writes():
-        writes |= {(value, form) for form in node.forms} if node.forms else {layout.root(value)}
+        writes |= {(value, form) for form in node.forms}
+        if node.writes_floats():
+            writes.add(layout.root(value))
     if node.kind in (OpKind.STORE_KV, OpKind.STORE_CODES, OpKind.ATTEND):
         writes.add(PAGES)
     return reads, writes
@@ -177,11 +183,15 @@ def _find_regions(nodes: Sequence[Node], result: Value, limits: StepLimits, layo
             for form in node.forms:
                 row_bytes = _native.activation_row_bytes(form, value.width)
                 touch((value, form), max_rows(node.rows, limits) * row_bytes, phase)
-            if not node.forms:
+            if node.writes_floats():
                 touch_floats(value, phase)
         for product in node.products:
             form = _native.activation_kind(product.matrix.format)
             touch((product.x, form), 0, phase)
+    for number, joined in layout.joined.items():
+        # Attention then reads what those nodes read.
+        for value in (value for other in joined.all_nodes() for value in nodes[other].inputs):
+            touch_floats(value, layout.phases[number])
     last_phase = layout.phases[-1] if layout.phases else 0
     touch_floats(result, last_phase)
 
@@ -227,6 +237,12 @@ class RecordWriter:
             record.may_repeat = self._layout.repeats[number]
             self._write(node, record)
             written.append(record)
+        for number, joined in self._layout.joined.items():
+            record = written[number]
+            record.query_chain, record.key_chain = list(joined.query_chain), list(joined.key_chain)
+            record.value_chain, record.store = list(joined.value_chain), joined.store
+            for other in joined.all_nodes():
+                written[other].is_joined = True
         return written
 
     def place(self, value: Value) -> _native.Place:
@@ -239,7 +255,7 @@ class RecordWriter:
             record.x = self.place(node.inputs[0])
         if len(node.inputs) > 1:
             record.y = self.place(node.inputs[1])
-        if node.output is not None and not node.forms:
+        if node.output is not None and node.writes_floats():
             record.out = self.place(node.output)
         width = node.writes()[0].width if node.writes() else node.inputs[0].width
         record.width = width // node.num_heads if node.kind is OpKind.RMS_NORM else width

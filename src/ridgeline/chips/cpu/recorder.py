@@ -123,7 +123,9 @@ class Node:
     activation: Activation = "silu"
     layer: int = 0
     forms: tuple[int, ...] = ()
-    """PREPARE, and GATED where it prepares its output: the forms that the products which follow read."""
+    """PREPARE, and GATED and ATTEND where they prepare their output: the forms that the products which follow read."""
+    piece_width: int = 0
+    """ATTEND: how many floats of a row are written at once: the heads of one kv head."""
 
     def reads(self) -> list[Value]:
         """Every value that this node looks at, those that it adds to included."""
@@ -136,6 +138,10 @@ class Node:
             return [self.products[0].output]
         made = [product.output for product in self.products]
         return made if self.output is None else [*made, self.output]
+
+    def writes_floats(self) -> bool:
+        """Whether what it makes lies in memory as floats, and not in prepared forms alone."""
+        return not self.forms or self.kind is OpKind.ATTEND
 
 
 class RecordingOps(ComposedOps[Symbol, CpuWeight, CpuPages]):
@@ -280,6 +286,7 @@ class RecordingOps(ComposedOps[Symbol, CpuWeight, CpuPages]):
         assert q.width == q_THC.num_heads * head_width and q_THC.num_heads % num_heads == 0, (q_THC, num_heads)
         node = Node(OpKind.ATTEND, q.rows, inputs=[q], output=Value(q.rows, q.width), layer=layer)
         node.num_heads, node.factor = q_THC.num_heads, scale
+        node.piece_width = q.width // num_heads
         node.window, node.softcap = window or 0, softcap or 0.0
         return self._record(node, q_THC.num_heads)
 

@@ -72,21 +72,20 @@ uint8_t* plain_block(const KvLayer& layer, const Staging& staging, const StepVie
     return layer.open_block(step.places[sequence], page_index & 1, kv_head);
 }
 
-void store_tokens(const AttentionKernels& kernels, const KvLayer& layer, const StepView& step, const float* k,
-                  int64_t k_stride, const float* v, int64_t v_stride, int64_t token_begin, int64_t token_end) {
+void store_tokens(const AttentionKernels& kernels, const KvLayer& layer, const StepView& step, const FloatRows& k,
+                  const FloatRows& v, int64_t token_begin, int64_t token_end, int64_t head_begin, int64_t head_end) {
     const bool is_f32 = layer.format == KvFormat::F32;
-    for (int64_t head = 0; head < layer.num_heads; ++head)
+    for (int64_t head = head_begin; head < head_end; ++head)
         for (int64_t t = token_begin; t < token_end; ++t) {
             const int64_t slot = step.slots[t];
-            kernels.store(is_f32, layer.head_width, k + t * k_stride + head * layer.head_width,
-                          v + t * v_stride + head * layer.head_width, slot % PAGE_SLOTS, !next_is_stored(step, t),
+            kernels.store(is_f32, layer.head_width, k.first + t * k.stride + head * layer.head_width,
+                          v.first + t * v.stride + head * layer.head_width, slot % PAGE_SLOTS, !next_is_stored(step, t),
                           layer.block(slot / PAGE_SLOTS, head));
         }
 }
 
 void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const Staging& staging, const StepView& step,
-                    const float* k, int64_t k_stride, const float* v, int64_t v_stride, int64_t sequence,
-                    int64_t kv_head) {
+                    const FloatRows& k, const FloatRows& v, int64_t sequence, int64_t kv_head) {
     const TouchedPages touched = touched_pages(step, sequence);
     const int64_t token_begin = step.query_starts[sequence], token_end = step.query_starts[sequence + 1];
     if (num_staged_pages(step, sequence) > 0 && step.positions[token_begin] % PAGE_SLOTS > 0) {
@@ -98,8 +97,8 @@ void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const
     for (int64_t t = token_begin; t < token_end; ++t) {
         const int64_t position = step.positions[t], slot = position % PAGE_SLOTS;
         uint8_t* plain = plain_block(layer, staging, step, sequence, position / PAGE_SLOTS, kv_head);
-        kernels.store(false, layer.head_width, k + t * k_stride + kv_head * layer.head_width,
-                      v + t * v_stride + kv_head * layer.head_width, slot, !next_is_stored(step, t), plain);
+        kernels.store(false, layer.head_width, k.first + t * k.stride + kv_head * layer.head_width,
+                      v.first + t * v.stride + kv_head * layer.head_width, slot, !next_is_stored(step, t), plain);
         if (slot == PAGE_SLOTS - 1) {
             const int64_t page = step.page(sequence, position / PAGE_SLOTS);
             kernels.quantise(layer.head_width, plain, layer.block(page, kv_head));

@@ -116,13 +116,18 @@ size_t attend_scratch_bytes(int64_t group_heads, int64_t head_width);
 uint8_t* plain_block(const KvLayer& layer, const Staging& staging, const StepView& step, int64_t sequence,
                      int64_t page_index, int64_t kv_head);
 
-// Stores the tokens [token_begin, token_end) of a step in a plain format.
-void store_tokens(const AttentionKernels& kernels, const KvLayer& layer, const StepView& step, const float* k,
-                  int64_t k_stride, const float* v, int64_t v_stride, int64_t token_begin, int64_t token_end);
+// A row of floats for each token of a step.
+struct FloatRows {
+    const float* first;
+    int64_t stride;
+};
+
+// Stores some heads of the tokens [token_begin, token_end) of a step in a plain format.
+void store_tokens(const AttentionKernels& kernels, const KvLayer& layer, const StepView& step, const FloatRows& k,
+                  const FloatRows& v, int64_t token_begin, int64_t token_end, int64_t head_begin, int64_t head_end);
 // Stores all tokens of one sequence for one head where the format is int8, and quantises the pages that are full.
 void store_sequence(const AttentionKernels& kernels, const KvLayer& layer, const Staging& staging, const StepView& step,
-                    const float* k, int64_t k_stride, const float* v, int64_t v_stride, int64_t sequence,
-                    int64_t kv_head);
+                    const FloatRows& k, const FloatRows& v, int64_t sequence, int64_t kv_head);
 
 // How many pages of a sequence are staged in a step: those that it touches, but for the last two.
 int64_t num_staged_pages(const StepView& step, int64_t sequence);

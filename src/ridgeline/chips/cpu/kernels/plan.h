@@ -2,8 +2,8 @@
 //
 // A record is one op with its weights, and with its operands as places in one arena. Records that work row by row share
 // out the rows the same way, so that one may follow another without a barrier; elsewhere a record waits for all threads
-// (`needs_barrier`, set by whoever makes the plan). Within a product, tiles are shared out by ranges, the last part by
-// whoever comes first. Nothing is allocated in a step.
+// (`needs_barrier`, set by whoever makes the plan). Within a product, tiles are shared out by ranges, of which other
+// threads take the last part when they are done with theirs. Nothing is allocated in a step.
 #pragma once
 
 #include <atomic>
@@ -90,9 +90,15 @@ struct Record {
     Activation activation = Activation::Silu;
     PackedMatrix table{};
     std::vector<PreparedPlace> prepared;
-    bool prepares_output = false;  // Gated: writes `prepared`, in pieces, and no floats
+    bool prepares_output = false;  // Gated: writes `prepared`, in pieces, and no floats; Attend: both
     std::vector<Part> parts;
     KvLayer layer;
+    // What lies between the products and attention (norms of heads, rope, storing) is done by attention itself, head by
+    // head, in a step in which each sequence has one block of queries: there no other thread waits for it. `is_joined`
+    // marks those records; the chains are theirs, in order, and `store` is the one that stores, or -1.
+    bool is_joined = false;
+    std::vector<int32_t> query_chain, key_chain, value_chain;
+    int32_t store = -1;
 };
 
 struct PlanLimits {
@@ -101,6 +107,10 @@ struct PlanLimits {
 
 class Plan {
   public:
+    // Most memory for partial results of attention; a step that would need more is not split by spans.
+    static constexpr int64_t MOST_PARTIAL_BYTES = 64 << 20;
+    // With more rows a tile takes long, and tiles are handed out one by one.
+    static constexpr int64_t MANY_ROWS = 32;
     // Up to this many rows, preparing them once more in each thread costs less than waiting for another thread.
     static constexpr int64_t REPEATED_ROWS = 2;
 
@@ -140,6 +150,11 @@ class Plan {
     void list_pieces();
     void work(int thread);
     void work_timed(int thread);
+    void wait_before(size_t index, int thread);
+    void find_first_bytes();
+    static void ask_ahead(const uint8_t* bytes);
+    static int64_t strip_scratch_bytes();
+    static int64_t num_shared_tiles(const Record& record);
     void execute(size_t index, const Record& record, int thread);
     void execute_rows(const Record& record, int64_t begin, int64_t end, int thread);
     void prepare(const Record& record, int64_t begin, int64_t end, int thread, bool is_own);
@@ -149,7 +164,14 @@ class Plan {
                      int64_t width);
     void store_codes(const Record& record, int thread);
     void attend(size_t index, const Record& record, int thread);
-    void attend_pieces(size_t index, const AttendRequest& request, int thread);
+    void attend_pieces(size_t index, const Record& record, AttendRequest request, int thread);
+    FloatRows turned(const std::vector<int32_t>& chain, const Place& place, const QueryBlock& block, int64_t head,
+                     int64_t count, int64_t head_width, float* memory) const;
+    FloatRows begin_block(const Record& record, const QueryBlock& block, int64_t kv_head, bool is_last, int thread);
+    void prepare_heads(const Record& record, const QueryBlock& block, int64_t kv_head);
+    void execute_heads(const Record& record, int64_t row_index, int64_t num_heads, const float* x, float* out) const;
+    Staging staging() const { return {staged_.data(), first_staged_.data()}; }
+    FloatRows rows_of(const Place& place) const { return {row(place, 0), place.stride}; }
 
     int64_t num_rows(StepArray rows) const;
     const int32_t* indices(StepArray array) const;
@@ -159,6 +181,9 @@ class Plan {
     float* row(const Place& place, int64_t index) const { return floats(place.offset + index * place.stride); }
     uint8_t* scratch(int thread) const { return scratch_.data() + thread * scratch_bytes_; }
     template <class Body>
+    static void take_pieces(std::atomic<int64_t>& next, int64_t begin, int64_t end, int64_t part, int64_t most_at_once,
+                            Body& body);
+    template <class Body>
     void share_tiles(size_t index, int64_t count, int64_t rows, int64_t most_at_once, int thread, Body body);
 
     std::shared_ptr<ThreadPool> pool_;
@@ -167,8 +192,9 @@ class Plan {
     const ElementwiseKernels& elementwise_;
     const AttentionKernels& attention_;
     Memory arena_, scratch_, partials_, staged_;
-    int64_t scratch_bytes_ = 0, own_prepared_offset_ = 0, strip_offset_ = 0, attend_offset_ = 0;
-    std::unique_ptr<Counter[]> counters_;
+    int64_t scratch_bytes_ = 0, own_prepared_offset_ = 0, strip_offset_ = 0, attend_offset_ = 0, heads_offset_ = 0;
+    std::unique_ptr<Counter[]> counters_;      // [record][thread]
+    std::vector<const uint8_t*> first_bytes_;  // [record][thread]: where the thread begins to read
 
     StepView step_;
     std::vector<QueryBlock> blocks_;
@@ -176,6 +202,7 @@ class Plan {
     std::vector<int32_t> first_piece_;   // per block
     std::vector<int32_t> first_staged_;  // per sequence
     bool is_split_ = false;
+    bool joins_ = false;  // each sequence has one block
 
     double seconds_ = 0.0;
     bool is_timing_ = false;

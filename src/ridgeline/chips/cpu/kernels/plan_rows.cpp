@@ -1,28 +1,25 @@
 // The records of a plan that work row by row.
-#include <cmath>
-
 #include "plan.h"
 
 namespace ridgeline {
 
-namespace {
-
-// Normalises each head of a row.
-void norm_row(const ElementwiseKernels& kernels, const Record& record, const float* x, float* out) {
-    for (int64_t head = 0; head < record.num_heads; ++head)
-        kernels.rms_norm(x + head * record.width, record.vector, record.factor, record.width,
-                         out + head * record.width);
+// The first heads of a row from x on, each by itself.
+void Plan::execute_heads(const Record& record, int64_t row_index, int64_t num_heads, const float* x, float* out) const {
+    if (record.op == Op::Rope)
+        return elementwise_.rope(x, row(record.y, row_index), num_heads, record.width / record.num_heads,
+                                 record.turned_width, out);
+    for (int64_t head = 0; head < num_heads; ++head)
+        elementwise_.rms_norm(x + head * record.width, record.vector, record.factor, record.width,
+                              out + head * record.width);
 }
-
-}  // namespace
 
 void Plan::execute_rows(const Record& record, int64_t begin, int64_t end, int thread) {
     switch (record.op) {
         case Op::Prepare:
             return prepare(record, begin, end, thread, false);
         case Op::StoreKv:
-            return store_tokens(attention_, record.layer, step_, row(record.x, 0), record.x.stride, row(record.y, 0),
-                                record.y.stride, begin, end);
+            return store_tokens(attention_, record.layer, step_, rows_of(record.x), rows_of(record.y), begin, end, 0,
+                                record.layer.num_heads);
         case Op::Embed:
             unpack_rows(record.table, indices(record.index) + begin, end - begin, row(record.out, begin),
                         record.out.stride);
@@ -45,7 +42,8 @@ void Plan::execute_rows(const Record& record, int64_t begin, int64_t end, int th
                 kernels.scale(x, record.factor, record.width, out);
                 break;
             case Op::RmsNorm:
-                norm_row(kernels, record, x, out);
+            case Op::Rope:
+                execute_heads(record, i, record.num_heads, x, out);
                 break;
             case Op::Activate:
                 kernels.activate(x, record.activation, record.width, out);
@@ -55,9 +53,6 @@ void Plan::execute_rows(const Record& record, int64_t begin, int64_t end, int th
                 break;
             case Op::Angles:
                 angles_of(indices(record.index)[i], record.vector, record.width / 2, record.factor, out);
-                break;
-            case Op::Rope:
-                kernels.rope(x, y, record.num_heads, record.width / record.num_heads, record.turned_width, out);
                 break;
             case Op::TakeRows:
                 x = row(record.x, indices(record.index)[i]);
