@@ -73,6 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
     quantize.add_argument("--format", default="q4", metavar="MIX",
                           help="q8, q4-high, q4, or one format of GGUF files such as Q5_K (default: q4)")  # fmt: skip
     quantize.add_argument("--text", metavar="FILE", help="measure quality on this text (default: one that comes along)")
+    quantize.add_argument("--calibration", default="own", metavar="FILE",
+                          help="round weights for the inputs that this text makes; own: for what the model itself "
+                          "writes (default); none: to the nearest")  # fmt: skip
     quantize.add_argument("--force", action="store_true", help="replace the output if it exists")
     quantize.add_argument("--json", metavar="FILE", help="write every number with the machine's facts")
     quantize.add_argument("--threads", type=int, help="CPU threads (default: as many as this process may use)")

@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
         output=Path(options.output),
         format_name=options.format,
         text=None if options.text is None else Path(options.text),
+        calibration=options.calibration if options.calibration in ("own", "none") else Path(options.calibration),
         may_replace=options.force,
         num_threads=options.threads,
         cache_folder=default_cache_folder(),

@@ -63,6 +63,8 @@ class ModelPlan:
     """By canonical name; a tied output is not among them."""
     fingerprint: str
     """Changes with the files, with the rules of repair, and with the ropes, which the context can change."""
+    file_tensors: Mapping[str, str]
+    """Canonical name -> the file's name for the tensor that it is made from; ropes are made from none."""
 
     @property
     def weight_bytes(self) -> int:
@@ -112,7 +114,12 @@ def plan_model(checkpoint: Checkpoint, *, context_tokens: int | None = None) -> 
     }
     for index, rope in enumerate(spec.ropes):
         sources[rope_tensor(index)] = _rope_source(rope_tensor(index), rope.frequencies)
-    return ModelPlan(spec=spec, sources=sources, fingerprint=_fingerprint(checkpoint, spec))
+    return ModelPlan(
+        spec=spec,
+        sources=sources,
+        fingerprint=_fingerprint(checkpoint, spec),
+        file_tensors={name: origin.name for name, (origin, _, _) in origins.items()},
+    )
 
 
 def memory_bytes(plan: ModelPlan, chip: AnyChip, kv_format: KvFormat) -> int:

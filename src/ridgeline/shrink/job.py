@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from ridgeline.chips.registry import open_chip
 from ridgeline.errors import UserError
-from ridgeline.model.load import plan_model
+from ridgeline.model.load import load_model, plan_model
 from ridgeline.ops.chip import AnyChip
+from ridgeline.quant import formats
 from ridgeline.quant.formats import Format
+from ridgeline.shrink.calibration import calibrated_tensors
 from ridgeline.shrink.distance import Summary
 from ridgeline.shrink.measure import (
     SPEED_ROUNDS,
@@ -29,9 +31,12 @@ from ridgeline.shrink.measure import (
     speeds,
     windows_of,
 )
+from ridgeline.shrink.own_text import continued, openings
 from ridgeline.shrink.recipe import Choice, Mix, choices, mix_named
 from ridgeline.shrink.rewrite import rounded_tensors
+from ridgeline.text.chat_template import ChatTemplate
 from ridgeline.text.open import open_text
+from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.version import VERSION
 from ridgeline.weights.checkpoint import Checkpoint
 from ridgeline.weights.disk import require_free
@@ -42,6 +47,9 @@ from ridgeline.weights.write import write_gguf
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """(what is done, in how many pieces) -> a context whose value is told of each piece that is done."""
 
+CALIBRATION_TOKENS = 16384
+"""Several times the width of any matrix of a small model: fewer, and the rounding fits the sample."""
+SEQUENCE_TOKENS = 512
 FILE_TYPES: Mapping[str, int] = MappingProxyType({
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
     "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "BF16": 32, "MXFP4": 38,
@@ -58,6 +66,8 @@ class Settings:
     format_name: str
     text: Path | None = None
     """What quality is measured on; None: the text that comes with the package."""
+    calibration: Path | Literal["own", "none"] = "own"
+    """Whose inputs weights are rounded for: a text; what the model writes itself; or none, rounding to the nearest."""
     may_replace: bool = False
     num_threads: int | None = None
     cache_folder: Path | None = None
@@ -114,21 +124,27 @@ def run_job(settings: Settings, stage: Stage) -> Report:
         checkpoint = open_checkpoint(settings.source)
         stack.callback(checkpoint.close)
         plan_model(checkpoint)
-        tokenizer, _ = open_text(checkpoint)
+        tokenizer, template = open_text(checkpoint)
         text_name, text = _text(settings)
         token_ids = tokenizer.encode(text)
         check_text(token_ids, text_name)
+        calibration = _calibration_text(settings, text, tokenizer)
         chosen = choices(mix, _listed(checkpoint))
         _check_gain(settings, mix, chosen)
         num_bytes = sum(choice.chosen_bytes for choice in chosen)
         require_free(settings.output.parent, num_bytes, what="the smaller file", hint="free some space")
+        chip = open_chip("cpu", cache_folder=settings.cache_folder, num_threads=settings.num_threads)
+        stack.callback(chip.close)
+        if calibration is None and settings.calibration == "own" and _is_coarse(chosen):
+            calibration = _own_text(checkpoint, chip, tokenizer, template, stage)
         with stage("rounding", len(chosen)) as on_progress:
-            tensors = rounded_tensors(checkpoint, chosen, on_progress)
+            if calibration is None:
+                tensors = rounded_tensors(checkpoint, chosen, on_progress)
+            else:
+                tensors = calibrated_tensors(checkpoint, chosen, calibration, on_progress)
         write_gguf(settings.output, _metadata(checkpoint, mix, chosen), tensors)
         result = open_checkpoint(settings.output)
         stack.callback(result.close)
-        chip = open_chip("cpu", cache_folder=settings.cache_folder, num_threads=settings.num_threads)
-        stack.callback(chip.close)
         return _report(settings, mix, chosen, text_name, token_ids, checkpoint, result, chip, stage)
 
 
@@ -176,18 +192,53 @@ def _check_output(settings: Settings) -> None:
         raise UserError(f"{output}: is the source itself", hint="give another name", field="output")
 
 
+def _calibration_text(settings: Settings, evaluation_text: str, tokenizer: Tokenizer) -> list[list[int]] | None:
+    """The calibration text that a person gave, in sequences; None where there is none."""
+    if not isinstance(settings.calibration, Path):
+        return None
+    text = _content(settings.calibration, "calibration")
+    if text == evaluation_text:
+        raise UserError(
+            f"{settings.calibration}: is the text that quality is measured on, which would measure nothing then",
+            hint="give another text for one of the two",
+            field="calibration",
+        )
+    token_ids = tokenizer.encode(text)[:CALIBRATION_TOKENS]
+    check_text(token_ids, str(settings.calibration))
+    return windows_of(token_ids, SEQUENCE_TOKENS)
+
+
+def _is_coarse(chosen: Sequence[Choice]) -> bool:
+    """Whether any tensor gets so few bits that it matters how they are chosen."""
+    return any(choice.is_changed and choice.chosen.bits_per_weight < formats.Q8_0.bits_per_weight for choice in chosen)
+
+
+def _own_text(
+    checkpoint: Checkpoint, chip: AnyChip, tokenizer: Tokenizer, template: ChatTemplate, stage: Stage
+) -> list[list[int]]:
+    model = load_model(checkpoint, chip)
+    prompts = openings(tokenizer, template)
+    num_tokens = min(CALIBRATION_TOKENS // len(prompts), model.spec.context_tokens)
+    with stage("letting the model write", num_tokens - min(map(len, prompts)) + 1) as on_progress:
+        return continued(chip, model, prompts, num_tokens, sorted(tokenizer.end_of_sequence_ids), on_progress)
+
+
 def _text(settings: Settings) -> tuple[str, str]:
     """(what it is called, the text that quality is measured on)."""
     if settings.text is None:
         return "the text that comes with Ridgeline", (files(__package__) / "texts" / "evaluation.txt").read_text(
             "utf-8"
         )
+    return settings.text.name, _content(settings.text, "text")
+
+
+def _content(path: Path, field: str) -> str:
     try:
-        return settings.text.name, settings.text.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{settings.text}: is not UTF-8 text", field="text") from None
+        raise UserError(f"{path}: is not UTF-8 text", field=field) from None
     except OSError as error:
-        raise UserError(f"{settings.text}: cannot be read: {error.strerror}", field="text") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}", field=field) from None
 
 
 def _listed(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], Format]]:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ridgeline.engine.open import step_cost
+from ridgeline.engine.cost import step_cost
 from ridgeline.errors import UserError
 from ridgeline.model.load import ModelPlan, load_plan, plan_model
 from ridgeline.model.tensors import EMBEDDING

@@ -1,0 +1,160 @@
+"""Rounding a matrix for the inputs that it meets: what is lost in one column is made up for in those that follow.
+
+A row w of the matrix is replaced by a row q of its format's grid so that its products with the inputs x change least.
+With e = w - q and the Gram matrix H = sum of x x^T, that is e H e^T. Let H = V V^T, V upper triangular: the loss is the
+squared length of e V, whose entry i is e_i V_ii plus what the columns before i lost. So columns are rounded one after
+another, each aiming at w_i + (sum over j < i of e_j V_ji) / V_ii, which would take back all of their loss that can be
+taken back here. Scales of a block are chosen when it is reached, for what its columns will aim at.
+
+Sources: GPTQ, arXiv 2210.17323, in the form without an inverse (the nearest-plane algorithm of Babai, Combinatorica 6,
+1986); inputs that the layers before have changed are made up for first, as in GPTAQ, arXiv 2504.02692, here in closed
+form.
+
+Knows: grids, Gram matrices. Does not know: models, where inputs come from.
+
+Letters: R rows, D columns (width).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.errors import UserError
+from ridgeline.quant.formats import Format
+from ridgeline.quant.grids import GRIDS, Fit, Grid
+from ridgeline.quant.packing import Bytes
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+DAMPING = 0.01
+"""Share of the mean of the diagonal that is added to it: inputs that were hardly seen count for a little."""
+ROWS_AT_ONCE = 4096
+"""Rows that are rounded together; bounds the temporaries."""
+COLUMNS_AT_ONCE = 32
+"""Columns after which the errors are spread over all that follow, in one product."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What is known of the inputs of a matrix, made by `inputs_of`."""
+
+    damped_DD: Doubles
+    """H, with something added to its diagonal."""
+    spread_DD: Floats
+    """V_ji / V_ii: how much of the error of column j column i has to take back."""
+    weights_D: Floats
+    """V_ii^2: what a squared error in column i costs in the end."""
+    change_DD: Doubles | None
+    """The sum of z x^T - x x^T, where the matrix was made for inputs z and meets x."""
+
+
+def inputs_of(
+    gram_DD: npt.NDArray[np.floating], cross_DD: npt.NDArray[np.floating] | None = None, damping: float = DAMPING
+) -> Inputs:
+    """What the rounding needs to know of inputs x.
+
+    Args:
+        gram_DD: the sum of x x^T.
+        cross_DD: the sum of z x^T, z the inputs of the matrix before anything was rounded; None: they are the same.
+        damping: share of the mean of the diagonal that is added to it.
+    """
+    damped = gram_DD.astype(np.float64)
+    damped[np.diag_indices_from(damped)] += damping * (float(np.diagonal(damped).mean()) or 1.0)
+    # A lower triangular factor of the matrix with its rows and columns in opposite order is V in opposite order.
+    factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    diagonal = np.diagonal(factor)
+    return Inputs(
+        damped_DD=damped,
+        spread_DD=(factor / diagonal).astype(np.float32),
+        weights_D=(diagonal**2).astype(np.float32),
+        change_DD=None if cross_DD is None else cross_DD.astype(np.float64) - gram_DD,
+    )
+
+
+def compensated(values_RD: Floats, entry: Format, inputs: Inputs) -> Bytes:
+    """The bytes of a matrix in a format, one-dimensional, in row order.
+
+    Args:
+        values_RD: the matrix; its width is a whole number of blocks.
+        entry: a format that has a grid.
+        inputs: that it meets.
+
+    Raises UserError where the values cannot be held.
+    """
+    grid = GRIDS[entry.name]
+    num_rows, width = values_RD.shape
+    data = np.empty((num_rows, entry.row_bytes(width)), dtype=np.uint8)
+    if not np.isfinite(values_RD).all():
+        raise UserError(
+            f"values that are NaN or infinite cannot be stored as {entry.name}",
+            hint="the source is damaged: fetch it again",
+        )
+    aims_RD = values_RD if inputs.change_DD is None else _for_changed_inputs(values_RD, inputs)
+    for start in range(0, num_rows, ROWS_AT_ONCE):
+        wanted_DR = np.array(aims_RD[start : start + ROWS_AT_ONCE].T, dtype=np.float32, order="C")
+        with np.errstate(over="ignore", under="ignore"):
+            data[start : start + ROWS_AT_ONCE] = _rounded(wanted_DR, grid, inputs)
+    return data.reshape(-1)
+
+
+def _for_changed_inputs(values_RD: Floats, inputs: Inputs) -> Floats:
+    """The matrix whose products with the inputs as they are come nearest to the old ones: W + W change inverse(H)."""
+    assert inputs.change_DD is not None
+    missing_RD = values_RD.astype(np.float64) @ inputs.change_DD
+    shift_DR = np.linalg.solve(inputs.damped_DD, missing_RD.T)
+    shifted: Floats = (values_RD + shift_DR.T).astype(np.float32)
+    return shifted
+
+
+def _rounded(wanted_DR: Floats, grid: Grid, inputs: Inputs) -> Bytes:
+    """Round column after column."""
+    block_values = grid.entry.block_values
+    width, num_rows = wanted_DR.shape
+    aims_DR = wanted_DR.copy()
+    parts = []
+    for start in range(0, width, block_values):
+        block = slice(start, start + block_values)
+        fit = grid.fit(grid, _expected(wanted_DR[block], aims_DR[block], inputs.spread_DD[block, block]),
+                       inputs.weights_D[block, None])  # fmt: skip
+        codes = np.empty((block_values, num_rows), dtype=np.int32)
+        for first in range(start, start + block_values, COLUMNS_AT_ONCE):
+            last = min(first + COLUMNS_AT_ONCE, start + block_values)
+            errors = wanted_DR[first:last]  # each row of it becomes the error of its column
+            _round_columns(aims_DR, errors, fit, inputs.spread_DD, codes, start, first)
+            aims_DR[last:] += inputs.spread_DD[first:last, last:].T @ errors
+        parts.append(fit.packed(codes))
+    return np.concatenate(parts, axis=1)
+
+
+def _expected(wanted_VR: Floats, aims_VR: Floats, spread_VV: Floats) -> Floats:
+    """What the columns of a block will aim at if each of them can be had exactly.
+
+    A column's aim changes when the columns before it give up something of their own; by then scales must be chosen.
+    """
+    share = np.linalg.inv(spread_VV.T.astype(np.float64)).astype(np.float32)
+    expected: Floats = wanted_VR + share @ (aims_VR - wanted_VR)
+    return expected
+
+
+def _round_columns(
+    aims_DR: Floats,
+    errors: Floats,
+    fit: Fit,
+    spread_DD: Floats,
+    codes: npt.NDArray[np.int32],
+    start: int,
+    first: int,
+) -> None:
+    """Round the columns from `first` on, as many as `errors` has rows, of the block at `start`."""
+    sub_block_values = fit.grid.entry.block_values // fit.grid.num_sub_blocks
+    last = first + len(errors)
+    for column in range(first, last):
+        sub_block = (column - start) // sub_block_values
+        chosen = fit.codes(aims_DR[column], sub_block)
+        errors[column - first] -= fit.values(chosen, sub_block)
+        codes[column - start] = chosen
+        aims_DR[column + 1 : last] += spread_DD[column, column + 1 : last, None] * errors[column - first]
