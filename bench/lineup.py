@@ -54,7 +54,7 @@ ROWS = (
         adapter="drive_vllm.py",
         weights="w8a8",
         variables={
-            "LD_PRELOAD": "{environment}/lib/libtcmalloc_minimal.so.4:{environment}/lib/libiomp5.so",
+            "LD_PRELOAD": "libtcmalloc_minimal.so.4:{environment}/lib/libiomp5.so",
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "HF_HUB_OFFLINE": "1",
@@ -72,6 +72,8 @@ ROWS = (
         adapter="drive_llama_cpp.py",
         variables={"LLAMA_CPP_LIB_PATH": "{folder}/llama.cpp-avx2/bin"},
     ),
+    # The wheel of the index, which is compiled for AVX2.
+    Row(name="ik_llama.cpp avx2", environment="ik_llama.cpp-avx2", adapter="drive_ik_llama_cpp.py"),
 )
 
 

