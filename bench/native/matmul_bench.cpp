@@ -30,13 +30,24 @@ struct Named {
     const char* name;
     FormatId format;
     int64_t block_values, block_bytes;
+    int64_t scales[2] = {-1, -1};  // where the f16 scales lie in a block
 };
 constexpr Named FORMATS[] = {
-    {"Q4_K", FormatId::Q4_K, 256, 144}, {"Q6_K", FormatId::Q6_K, 256, 210},   {"Q5_0", FormatId::Q5_0, 32, 22},
-    {"Q8_0", FormatId::Q8_0, 32, 34},   {"Q4_1", FormatId::Q4_1, 32, 20},     {"Q4_0", FormatId::Q4_0, 32, 18},
-    {"Q5_1", FormatId::Q5_1, 32, 24},   {"Q5_K", FormatId::Q5_K, 256, 176},   {"Q2_K", FormatId::Q2_K, 256, 84},
-    {"Q3_K", FormatId::Q3_K, 256, 110}, {"IQ4_NL", FormatId::IQ4_NL, 32, 18}, {"MXFP4", FormatId::MXFP4, 32, 17},
-    {"BF16", FormatId::BF16, 1, 2},     {"F16", FormatId::F16, 1, 2},         {"F32", FormatId::F32, 1, 4},
+    {"Q4_K", FormatId::Q4_K, 256, 144, {0, 2}},
+    {"Q6_K", FormatId::Q6_K, 256, 210, {208, -1}},
+    {"Q5_0", FormatId::Q5_0, 32, 22, {0, -1}},
+    {"Q8_0", FormatId::Q8_0, 32, 34, {0, -1}},
+    {"Q4_1", FormatId::Q4_1, 32, 20, {0, 2}},
+    {"Q4_0", FormatId::Q4_0, 32, 18, {0, -1}},
+    {"Q5_1", FormatId::Q5_1, 32, 24, {0, 2}},
+    {"Q5_K", FormatId::Q5_K, 256, 176, {0, 2}},
+    {"Q2_K", FormatId::Q2_K, 256, 84, {80, 82}},
+    {"Q3_K", FormatId::Q3_K, 256, 110, {108, -1}},
+    {"IQ4_NL", FormatId::IQ4_NL, 32, 18, {0, -1}},
+    {"MXFP4", FormatId::MXFP4, 32, 17},
+    {"BF16", FormatId::BF16, 1, 2},
+    {"F16", FormatId::F16, 1, 2},
+    {"F32", FormatId::F32, 1, 4},
 };
 
 // Short bursts, of which the best counts: on a shared machine some fall between the turns of other programs.
@@ -104,12 +115,29 @@ void measure_limits(ThreadPool& pool, const uint8_t* buffer, size_t bytes, Limit
     }
 }
 
+// The float scales of every block, about 1/64 as in files: kernels treat scales out of bounds in a slower way.
+void set_scales(const Named& named, uint8_t* source, size_t bytes) {
+    const auto block_bytes = static_cast<size_t>(named.block_bytes);
+    for (size_t block = 0; block + block_bytes <= bytes; block += block_bytes) {
+        for (const int64_t place : named.scales) {
+            if (place < 0) continue;
+            const auto half = static_cast<uint16_t>(0x2400 | (source[block + static_cast<size_t>(place)] & 0xff));
+            std::memcpy(source + block + place, &half, sizeof half);
+        }
+        // Nor are scales of zero common.
+        const bool has_codes = named.format == FormatId::Q4_K || named.format == FormatId::Q5_K;
+        for (size_t i = 4; has_codes && i < 16; ++i) source[block + i] |= 1;
+        for (size_t i = 192; named.format == FormatId::Q6_K && i < 208; ++i) source[block + i] |= 1;
+        if (named.format == FormatId::MXFP4) source[block] = static_cast<uint8_t>(118 + source[block] % 8);
+    }
+}
+
 void fill(const Named& named, uint8_t* source, size_t bytes, std::mt19937_64& random) {
     for (size_t i = 0; i + 8 <= bytes; i += 8) {
         const uint64_t word = random();
         std::memcpy(source + i, &word, 8);
     }
-    if (named.block_values > 1) return;
+    if (named.block_values > 1) return set_scales(named, source, bytes);
     // Plain numbers near one, of any sign.
     for (size_t i = 0; i + 4 <= bytes; i += 4) {
         uint32_t word;

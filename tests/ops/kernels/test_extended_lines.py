@@ -1,8 +1,9 @@
 """The arithmetic of int8 products with extended lines, to the bit, against numpy that computes it in the same order.
 
-A group of 32 activations is eight lines of four. The two lines with the largest magnitudes hold 16-bit codes, as
-128 * high + low; the scale of the group comes from the other six. Letters: T rows of activations, G groups of a row,
-L lines of a group, P parts of a group (halves where 16 weights share a scale), F outputs.
+A group of 32 activations is eight lines of four. Four values, one in each column (place in a line) and all in two
+lines, hold 16-bit codes, as 128 * high + low; the scale of the group comes from the other 28, rounded up to three
+significant bits. Letters: T rows of activations, G groups of a row, L lines of a group, C columns, P parts of a group
+(halves where 16 weights share a scale), F outputs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from ridgeline.quant import formats, reference
 from ridgeline.quant.formats import FORMATS, Format
 from tests.ops.kernels.test_matmul import GROUP_BYTES, INT8, SETS, Matrix, available_sets, products, random_blocks
 
-EXTENDED_LINES = 2
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 quantised = pytest.mark.parametrize("entry", [entry for entry in FORMATS if entry.is_quantised], ids=lambda e: e.name)
@@ -43,24 +43,42 @@ def hard_activations(rows: int, width: int, seed: int = 2) -> Floats:
     groups[kind == 4] *= np.float32(1e-30)
     groups[kind == 5] = np.sign(groups[kind == 5]) * (np.arange(32, dtype=np.float32) // 8)
     groups[kind == 6, 1:] = 0
+    groups[kind == 7, 3::4] *= 100  # the largest are in one column, of which one is extended
     return x
 
 
-def quantise(x_TD: Floats) -> tuple[Ints, Floats, Ints]:
-    """Codes of 16 bits (T, G, 32), scales (T, G) and which lines are extended (T, G, 2), by the definition."""
+def find_extended(magnitudes_TGLC: Floats) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """The two lines (T, G, 2), and whether the extended value of a column is that of the second (T, G, C)."""
+    by_place = magnitudes_TGLC.reshape(*magnitudes_TGLC.shape[:2], 32)
+    first_line, column = np.divmod(by_place.argmax(-1), 4)
+    elsewhere = magnitudes_TGLC.copy()
+    np.put_along_axis(elsewhere, first_line[..., None, None], -1, 2)
+    np.put_along_axis(elsewhere, column[..., None, None], -1, 3)
+    lines = np.stack([first_line, elsewhere.max(-1).argmax(-1)], -1)
+    picked = np.take_along_axis(magnitudes_TGLC, lines[..., None], 2)
+    return lines, picked[:, :, 1] > picked[:, :, 0]
+
+
+def quantise(x_TD: Floats) -> tuple[Ints, Floats, Ints, Ints]:
+    """Codes of 16 bits (T, G, 32), scales (T, G), lines of extended values (T, G, 2) with high parts (T, G, 2, 4)."""
     groups = x_TD.reshape(len(x_TD), -1, 32)
-    largest_TGL = np.abs(groups).reshape(*groups.shape[:2], 8, 4).max(-1)
-    order = np.argsort(-largest_TGL, axis=-1, kind="stable")
-    lines = order[..., :EXTENDED_LINES]
-    sorted_TGL = np.take_along_axis(largest_TGL, order, -1)
-    largest, rest = sorted_TGL[..., 0], sorted_TGL[..., EXTENDED_LINES]
+    lined = groups.reshape(*groups.shape[:2], 8, 4)
+    lines, in_second = find_extended(np.abs(lined))
+    chosen = np.stack([~in_second, in_second], 2)
+    is_extended = np.zeros(lined.shape, bool)
+    np.put_along_axis(is_extended, lines[..., None], chosen, 2)
+    is_extended = is_extended.reshape(groups.shape)
+    largest = np.abs(groups).max(-1)
+    rest = np.where(is_extended, 0, np.abs(groups)).max(-1)
     scale = np.maximum(rest / np.float32(127), largest / np.float32(127 * 128))
-    scale[largest < np.float32(1e-30)] = 0
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    limit_TGL = np.full(largest_TGL.shape, 127, np.float32)
-    np.put_along_axis(limit_TGL, lines, 127 * 128, -1)
-    limit = limit_TGL.repeat(4, axis=-1)
-    return np.clip(np.rint(groups * inverse[..., None]), -limit, limit).astype(np.int64), scale, lines
+    scale = ((scale.view(np.uint32) + np.uint32(0x1FFFFF)) & np.uint32(0xFFE00000)).view(np.float32)
+    is_nothing = largest < np.float32(1e-30)
+    scale[is_nothing] = 1
+    inverse = np.where(is_nothing, np.float32(0), np.float32(1) / scale)
+    limit = np.where(is_extended, np.float32(127 * 128), np.float32(127))
+    codes = np.clip(np.rint(groups * inverse[..., None]), -limit, limit).astype(np.int64)
+    high = np.where(is_extended, (codes + 64) >> 7, 0).reshape(lined.shape)
+    return codes, scale, lines, np.take_along_axis(high, lines[..., None], 2)
 
 
 def weight_parts(entry: Format, blocks: npt.NDArray[np.uint8], rows: int) -> tuple[Ints, Floats, Floats | None]:
@@ -125,7 +143,7 @@ def fused(a: Floats, b: Floats, c: Floats) -> Floats:
 def product(entry: Format, blocks: npt.NDArray[np.uint8], rows: int, x_TD: Floats) -> Floats:
     """What every kernel must give, one group and part after the other."""
     weights_FGI, scales_FGP, minimums_FGP = weight_parts(entry, blocks, rows)
-    codes_TGI, scales_TG, _ = quantise(x_TD)
+    codes_TGI, scales_TG, _, _ = quantise(x_TD)
     sums_TF = np.zeros((len(x_TD), rows), np.float32)
     num_parts = scales_FGP.shape[2]
     size = 32 // num_parts
@@ -154,12 +172,9 @@ def test_the_oracle_reads_weights_as_the_reference_does(entry: Format) -> None:
 
 def test_activations_are_prepared_by_the_definition() -> None:
     x = hard_activations(40, 1056)
-    codes, scale, lines = quantise(x)
-    wide = codes.reshape(*codes.shape[:2], 8, 4)
-    high = np.zeros_like(wide)
-    picked = np.take_along_axis(wide, lines[..., None], 2)
-    np.put_along_axis(high, lines[..., None], (picked + 64) >> 7, 2)
-    low = wide - 128 * high
+    codes, scale, lines, high = quantise(x)
+    low = codes.reshape(*codes.shape[:2], 8, 4).copy()
+    np.put_along_axis(low, lines[..., None], np.take_along_axis(low, lines[..., None], 2) - 128 * high, 2)
     row_bytes = products.activation_row_bytes(INT8, 1056)
     for name in available_sets():
         groups = products.prepare(INT8, x).reshape(40, row_bytes)[:, : 33 * GROUP_BYTES].reshape(40, 33, GROUP_BYTES)
@@ -173,15 +188,14 @@ def test_activations_are_prepared_by_the_definition() -> None:
         scaled_sum = scale * codes.sum(-1).astype(np.float32)
         np.testing.assert_array_equal(field(40, 44, np.float32)[..., 0], scaled_sum, name)
         np.testing.assert_array_equal(field(44, 48, np.int32)[..., 0], -codes[..., :16].sum(-1), name)
-        expected_high = np.take_along_axis(high, lines[..., None], 2)
-        np.testing.assert_array_equal(field(48, 56, np.int8).reshape(expected_high.shape), expected_high, name)
+        np.testing.assert_array_equal(field(48, 56, np.int8).reshape(high.shape), high, name)
         np.testing.assert_array_equal(field(56, 60, np.uint16), 64 * lines, name)
         np.testing.assert_array_equal(field(60, 64, np.uint16), np.where(lines < 4, 0xFFFF, 0), name)
 
 
 @quantised
 def test_products_are_those_of_the_definition_to_the_bit(entry: Format) -> None:
-    rows, width = 40, 768
+    rows, width = 104, 768
     matrix = Matrix(entry, rows=rows, width=width)
     x = hard_activations(512, width)
     expected = product(entry, random_blocks(entry, rows, width), rows, x)
@@ -191,9 +205,33 @@ def test_products_are_those_of_the_definition_to_the_bit(entry: Format) -> None:
             np.testing.assert_array_equal(matrix.times(x[:num_rows]), expected[:num_rows], f"{name} {num_rows}")
 
 
+@pytest.mark.parametrize("entry", [formats.Q4_0, formats.Q6_K, formats.MXFP4, formats.Q4_1], ids=str)
+def test_scales_of_weights_that_vanish_or_are_huge(entry: Format) -> None:
+    """Kernels that add exponents where others multiply have to look for these."""
+    rows, width = 64, 512
+    blocks = random_blocks(entry, rows, width).reshape(-1, entry.block_bytes)
+    if entry is formats.MXFP4:
+        blocks[:: 4 * 16, 0] = np.resize(np.array([0, 1, 2, 60, 180, 200], np.uint8), len(blocks[:: 4 * 16]))
+    else:
+        start = 208 if entry is formats.Q6_K else 0
+        scales = np.array([0, -0.0, 6e-8, 6e4], np.float16).view(np.uint8).reshape(4, 2)
+        blocks[::3, start : start + 2] = np.resize(scales, (len(blocks[::3]), 2))
+    if entry is formats.Q6_K:
+        blocks[::5, 192:200] = 0
+    packed = products.pack(entry.gguf_type, rows, width, blocks.reshape(-1))
+    x = hard_activations(70, width)
+    expected = product(entry, blocks.reshape(-1), rows, x)
+    for name in available_sets():
+        for num_rows in (1, 3, 8, 70):
+            y = np.zeros((num_rows, rows), np.float32)
+            prepared = products.prepare(INT8, x[:num_rows])
+            products.matmul(entry.gguf_type, rows, width, packed, prepared, y, None, False, 0, rows // 16)
+            np.testing.assert_array_equal(y, expected[:num_rows], f"{name} {num_rows}")
+
+
 def test_one_large_value_costs_the_others_nothing() -> None:
     x = np.full((1, 256), 0.01, np.float32) * np.linspace(0.5, 1, 256, dtype=np.float32)
     x[0, 40], x[0, 61] = 1.2, -0.9
     matrix = Matrix(formats.Q8_0, rows=16, width=256)
     near = matrix.prepared_values(x)
-    assert np.abs(near - x).max() <= 0.51 * 0.01 / 127
+    assert np.abs(near - x).max() <= 1.25 * 0.51 * 0.01 / 127

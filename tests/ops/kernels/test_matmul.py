@@ -22,8 +22,8 @@ products = native.products
 INT8, BF16, F32 = 0, 1, 2
 GROUP_VALUES = 32
 GROUP_BYTES = 64
-"""A prepared group: 32 codes, the scale, -sum, scale * sum, -sum of the first half; of the two extended lines 2 x 4
-high parts, their offsets (64 * line) and whether they lie in the first half."""
+"""A prepared group: 32 codes, the scale, -sum, scale * sum, -sum of the first half; of the two lines with extended
+values 2 x 4 high parts, their offsets (64 * line) and whether they lie in the first half."""
 SETS = ("avx512", "avx2-vnni", "avx2", "neon", "portable")
 ROUNDING = 1e-6
 """Of a float32 sum of a few dozen terms, relative to the sum of their magnitudes."""
@@ -237,9 +237,9 @@ def check_against_reference(entry: Format, blocks: Bytes) -> None:
     packed = products.pack(entry.gguf_type, 16, 256, blocks.reshape(-1))
     ids = np.arange(16, dtype=np.int32)
     np.testing.assert_array_equal(products.unpack_rows(entry.gguf_type, 16, 256, packed, ids), weights)
-    x = np.ones((1, 256), np.float32)
-    expected = weights.astype(np.float64).sum(axis=1)
-    magnitudes = np.abs(weights).astype(np.float64).sum(axis=1)
+    x = np.full((1, 256), 127, np.float32)  # codes are exact
+    expected = 127 * weights.astype(np.float64).sum(axis=1)
+    magnitudes = 127 * np.abs(weights).astype(np.float64).sum(axis=1)
     for name in available_sets():
         y = np.zeros((1, 16), np.float32)
         products.matmul(entry.gguf_type, 16, 256, packed, products.prepare(INT8, x), y, None, False, 0, 1)
@@ -265,8 +265,9 @@ def test_int8_activations_are_near_and_their_sums_true() -> None:
     x = activations(9, 640)
     matrix = Matrix(formats.Q4_0, rows=16, width=640)
     groups = x.reshape(9, -1, GROUP_VALUES)
-    largest = np.sort(np.abs(groups).reshape(9, -1, 8, 4).max(axis=3), axis=2)[..., ::-1, None]
-    steps = np.maximum(largest[:, :, 2] / 127, largest[:, :, 0] / (127 * 128))  # two of the eight lines are extended
+    sizes = np.sort(np.abs(groups), axis=2)
+    # The largest is extended, and one of the two next to it; the scale may be rounded up by a quarter.
+    steps = 1.25 * np.maximum(sizes[..., -2:-1] / 127, sizes[..., -1:] / (127 * 128))
     for name in available_sets():
         near = matrix.prepared_values(x).reshape(groups.shape)
         assert (np.abs(near - groups) <= 0.5001 * steps + 1e-30).all(), name
@@ -290,6 +291,18 @@ def test_activations_that_are_not_numbers_stay_so(bad: float) -> None:
             y = matrix.times(x)
             assert np.isfinite(y[0]).all(), (entry.name, name)
             assert not np.isfinite(y[1]).any(), (entry.name, name)
+
+
+@pytest.mark.parametrize("entry", [formats.Q4_K, formats.Q6_K, formats.Q8_0], ids=str)
+def test_a_row_that_is_not_a_number_leaves_its_neighbours_alone(entry: Format) -> None:
+    matrix = Matrix(entry, rows=64, width=768)
+    x = activations(13, 768)
+    before = {name: matrix.times(x) for name in available_sets()}
+    x[7, 600] = np.nan
+    for name in available_sets():
+        y = matrix.times(x)
+        assert np.isnan(y[7]).all(), name
+        np.testing.assert_array_equal(np.delete(y, 7, 0), np.delete(before[name], 7, 0), name)
 
 
 def test_an_instruction_set_that_is_not_there() -> None:

@@ -33,7 +33,6 @@ std::atomic<const InstructionSet*>& chosen_set() {
 constexpr int64_t SLAB_RECORD_BYTES = 20 * 1024;
 constexpr int64_t MAX_SLAB_BYTES = RUN_GROUPS * MAX_RECORD_BYTES;  // a slab is at least a run
 static_assert(MAX_SLAB_BYTES >= SLAB_RECORD_BYTES);
-constexpr int64_t BLOCK_ROWS = 192;
 constexpr int64_t MAX_RUN_RECORD_BYTES = RUN_GROUPS * PAIR_TILES * (512 + 4 * LINE_BYTES);  // of int8 formats
 // How far ahead memory is asked for packed weights. Measured on Zen 5: with less, the loops wait; with much more, what
 // came is gone from first-level cache again.
@@ -77,6 +76,10 @@ struct Product {
     void add_direct(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums) const;
     void add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t num_rows, float* sums, const float* y,
                       int64_t y_stride) const;
+    // The product of two pairs; sums of the second begin PAIR_SUM_BYTES after those of the first.
+    void add_quad(const uint8_t* pairs, const uint8_t* prepared, int64_t num_rows, float* sums, const float* y,
+                  int64_t y_stride) const;
+    void add_run(const uint8_t* pairs, int64_t group, const uint8_t* rows, int64_t num_rows, float* sums) const;
 };
 
 // Calls function(first row, how many) for pieces of at most `most` rows, as even as can be: 8 as 4 and 4.
@@ -138,6 +141,65 @@ void Product::add_by_slabs(const uint8_t* pair, const uint8_t* prepared, int64_t
     }
 }
 
+void Product::add_quad(const uint8_t* pairs, const uint8_t* prepared, int64_t num_rows, float* sums, const float* y,
+                       int64_t y_stride) const {
+    alignas(64) uint8_t records[MAX_QUAD_RUN_BYTES];
+    const int64_t calls = ceil_divide(num_rows, MAX_ROWS_PER_QUAD_CALL);
+    const int64_t rows_of_call = num_rows / calls, longer_calls = num_rows % calls;
+    // While the rows use a run, memory is asked for the next (or the first of the next quad), for the two pairs one
+    // after the other.
+    const int64_t calls_of_pair[2] = {ceil_divide(calls, 2), std::max<int64_t>(calls / 2, 1)};
+    const int64_t run_lines = layout.pair_run_bytes(RUN_GROUPS) / LINE_BYTES;
+    const int64_t lines_of_call[2] = {ceil_divide(run_lines, calls_of_pair[0] * RUN_GROUPS),
+                                      ceil_divide(run_lines, calls_of_pair[1] * RUN_GROUPS)};
+    for (int64_t group = 0; group < num_groups; group += RUN_GROUPS) {
+        const int64_t count = groups_in_run(group, num_groups);
+        const uint8_t* rows = prepared + group * activation_bytes;
+        bool is_ordinary = true;
+        for (int i = 0; i < 2; ++i) {
+            is_ordinary &= kernels.unpack_quad(pairs + i * pair_bytes, group, num_groups, i, records);
+        }
+        if (!is_ordinary) {
+            add_run(pairs, group, rows, num_rows, sums);
+            continue;
+        }
+        const bool is_last = group + RUN_GROUPS >= num_groups;
+        const uint8_t* next_run = pairs + (is_last ? 2 * pair_bytes : layout.run_offset(group / RUN_GROUPS + 1));
+        const uint8_t* next = next_run;
+        int64_t row = 0;
+        for (int64_t call = 0; call < calls; ++call) {
+            const int pair = call < calls_of_pair[0] ? 0 : 1;
+            if (call == calls_of_pair[0]) next = next_run + pair_bytes;
+            const int rows_now = static_cast<int>(rows_of_call + (call < longer_calls ? 1 : 0));
+            const uint8_t* x = rows + row * row_bytes;
+            const uint8_t* next_x = call + 1 < calls ? x + rows_now * row_bytes : rows + RUN_GROUPS * activation_bytes;
+            float* to = sums + row * PAIR_ROWS;
+            if (!kernels.multiply_quad(records, count, x, row_bytes, rows_now, to, next_x,
+                                       {next, lines_of_call[pair]})) {
+                add_run(pairs, group, x, rows_now, to);
+            }
+            next += lines_of_call[pair] * RUN_GROUPS * LINE_BYTES;
+            row += rows_now;
+            if (!is_last) continue;
+            for (int64_t i = row - rows_now; i < row; ++i) {
+                for (int64_t j = 0; j <= 2 * PAIR_ROWS; j += 16) __builtin_prefetch(y + i * y_stride + j, 1);
+            }
+        }
+    }
+}
+
+void Product::add_run(const uint8_t* pairs, int64_t group, const uint8_t* rows, int64_t num_rows, float* sums) const {
+    alignas(64) uint8_t records[MAX_RUN_RECORD_BYTES];
+    const int64_t count = groups_in_run(group, num_groups);
+    for (int pair = 0; pair < 2; ++pair, pairs += pair_bytes, sums += PAIR_SUM_BYTES / sizeof(float)) {
+        kernels.unpack(pairs, group, count, num_groups, records);
+        in_pieces(num_rows, MAX_ROWS_PER_CALL, [&](int64_t row, int rows_now) {
+            kernels.multiply(records, count, rows + row * row_bytes, row_bytes, rows_now, sums + row * PAIR_ROWS,
+                             Ahead{pairs, 0});
+        });
+    }
+}
+
 }  // namespace
 
 const InstructionSet& active_instruction_set() { return *chosen_set().load(std::memory_order_relaxed); }
@@ -153,25 +215,37 @@ bool set_instruction_set(const char* name) {
 
 void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_rows, float* y, int64_t y_stride,
             const Epilogue& epilogue, int64_t tile_begin, int64_t tile_end) {
-    alignas(64) float sums[BLOCK_ROWS * PAIR_ROWS];
+    alignas(64) float sums[2 * BLOCK_ROWS * PAIR_ROWS];
     const Product product(matrix);
-    const bool direct = product.kernels.multiply_direct != nullptr && num_rows <= product.kernels.max_direct_rows;
+    const FormatKernels& kernels = product.kernels;
+    const bool by_quads = kernels.multiply_quad != nullptr && num_rows >= kernels.min_quad_rows;
+    const bool direct = kernels.multiply_direct != nullptr && num_rows <= kernels.max_direct_rows;
     for (int64_t first_row = 0; first_row < num_rows; first_row += BLOCK_ROWS) {
         const int64_t rows_now = num_rows - first_row < BLOCK_ROWS ? num_rows - first_row : BLOCK_ROWS;
         const uint8_t* rows = prepared + first_row * product.row_bytes;
+        float* block = y + first_row * y_stride;
         // A range that begins or ends in the middle of a pair computes both of its tiles and writes one.
-        for (int64_t tile = tile_begin / PAIR_TILES * PAIR_TILES; tile < tile_end; tile += PAIR_TILES) {
+        for (int64_t tile = tile_begin / PAIR_TILES * PAIR_TILES; tile < tile_end;) {
             const uint8_t* pair = matrix.data + tile / PAIR_TILES * product.pair_bytes;
-            std::memset(sums, 0, static_cast<size_t>(rows_now * PAIR_ROWS) * sizeof(float));
-            if (direct) {
+            float* place = block + tile * TILE_ROWS;
+            const bool is_quad = by_quads && tile + PAIR_TILES < tile_end;
+            for (int i = 0; i < (is_quad ? 2 : 1); ++i) {
+                std::memset(sums + i * BLOCK_ROWS * PAIR_ROWS, 0,
+                            static_cast<size_t>(rows_now * PAIR_ROWS) * sizeof(float));
+            }
+            if (is_quad) {
+                product.add_quad(pair, rows, rows_now, sums, place, y_stride);
+            } else if (direct) {
                 product.add_direct(pair, rows, rows_now, sums);
             } else {
-                product.add_by_slabs(pair, rows, rows_now, sums, y + first_row * y_stride + tile * TILE_ROWS, y_stride);
+                product.add_by_slabs(pair, rows, rows_now, sums, place, y_stride);
             }
-            const int64_t first = std::max(tile, tile_begin) * TILE_ROWS;
-            const int64_t last = std::min({(tile + PAIR_TILES) * TILE_ROWS, tile_end * TILE_ROWS, matrix.rows});
-            write_sums(sums + (first - tile * TILE_ROWS), rows_now, y + first_row * y_stride, y_stride, first,
-                       last - first, epilogue);
+            for (int i = 0; i < (is_quad ? 2 : 1); ++i, tile += PAIR_TILES) {
+                const int64_t first = std::max(tile, tile_begin) * TILE_ROWS;
+                const int64_t last = std::min({(tile + PAIR_TILES) * TILE_ROWS, tile_end * TILE_ROWS, matrix.rows});
+                write_sums(sums + i * BLOCK_ROWS * PAIR_ROWS + (first - tile * TILE_ROWS), rows_now, block, y_stride,
+                           first, last - first, epilogue);
+            }
         }
     }
 }

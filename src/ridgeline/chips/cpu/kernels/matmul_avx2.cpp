@@ -292,7 +292,7 @@ InstructionSet make_set(bool has_vnni) {
     set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<F32>};
     set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<F32>};
     set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_plain<Bf16>};
-    set.prepare_int8 = prepare_int8;
+    set.prepare_int8 = prepare_int8_portable;
     set.int8_loop = has_vnni ? int8_vnni_loop : int8_loop;
     set.bf16_loop = fp32_loop;
     set.fp32_loop = fp32_loop;

@@ -116,34 +116,51 @@ __m512i high_part(__m512i codes, __mmask16 extended) {
     return _mm512_maskz_srai_epi32(extended, _mm512_add_epi32(codes, _mm512_set1_epi32(EXTENSION / 2)), 7);
 }
 
+// The largest of every line, lines in order.
+__m256i lines_of(__m512i low, __m512i high) {
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+    return _mm512_castsi512_si256(_mm512_permutex2var_epi32(largest_of_lines(low), firsts, largest_of_lines(high)));
+}
+
+// Of eight lines the first that is the largest.
+int first_largest(__m256i lines, uint32_t largest) {
+    return __builtin_ctz(_mm256_cmpeq_epi32_mask(lines, _mm256_set1_epi32(static_cast<int>(largest))));
+}
+
 void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
     auto* group = reinterpret_cast<ActivationGroup*>(prepared);
     const __m512i magnitude_bits = _mm512_set1_epi32(0x7fffffff);
-    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
     for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
         const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
-        const __m512i low_lines = largest_of_lines(_mm512_and_si512(_mm512_castps_si512(low), magnitude_bits));
-        const __m512i high_lines = largest_of_lines(_mm512_and_si512(_mm512_castps_si512(high), magnitude_bits));
-        const __m256i lines = _mm512_castsi512_si256(_mm512_permutex2var_epi32(low_lines, firsts, high_lines));
-        uint32_t rest = largest_of(lines);
-        const float largest = bits_to_float(rest);
-        uint32_t left = 0xff;  // lines that are not extended
-        for (int i = 0; i < EXTENDED_LINES; ++i) {
-            const uint32_t equal = _mm256_cmpeq_epi32_mask(lines, _mm256_set1_epi32(static_cast<int>(rest)));
-            const int line = __builtin_ctz(equal & left);
-            group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * line);
-            group->in_first[i] = line < GROUP_LINES / 2 ? 0xffff : 0;
-            left &= ~(1u << line);
-            rest = largest_of(_mm256_maskz_mov_epi32(static_cast<__mmask8>(left), lines));
-        }
-        const GroupScale scale = group_scale(largest, bits_to_float(rest));
-        // One bit for each line to one for each value.
-        const __mmask16 low_extended =
-            _mm512_test_epi32_mask(_mm512_set1_epi32(static_cast<int>(~left)),
-                                   _mm512_setr_epi32(1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8));
-        const __mmask16 high_extended =
-            _mm512_test_epi32_mask(_mm512_set1_epi32(static_cast<int>(~left) >> 4),
-                                   _mm512_setr_epi32(1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8));
+        const __m512i low_magnitudes = _mm512_and_si512(_mm512_castps_si512(low), magnitude_bits);
+        const __m512i high_magnitudes = _mm512_and_si512(_mm512_castps_si512(high), magnitude_bits);
+        const auto magnitudes_of = [&](int line) {
+            const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + LINE_VALUES * line));
+            return _mm_and_si128(values, _mm_set1_epi32(0x7fffffff));
+        };
+        // The line of the largest magnitude, and that of the largest in other columns.
+        const __m256i lines = lines_of(low_magnitudes, high_magnitudes);
+        const uint32_t largest = largest_of(lines);
+        const int first = first_largest(lines, largest);
+        const __m128i in_first = magnitudes_of(first);
+        const uint32_t is_largest = _mm_cmpeq_epi32_mask(in_first, _mm_set1_epi32(static_cast<int>(largest)));
+        const auto others = static_cast<__mmask16>(~(0x1111u * (is_largest & -is_largest)));
+        const __m256i other_lines = _mm256_maskz_mov_epi32(
+            static_cast<__mmask8>(~(1u << first)),
+            lines_of(_mm512_maskz_mov_epi32(others, low_magnitudes), _mm512_maskz_mov_epi32(others, high_magnitudes)));
+        uint32_t second_bits =
+            _mm256_cmpeq_epi32_mask(other_lines, _mm256_set1_epi32(static_cast<int>(largest_of(other_lines))));
+        second_bits &= ~(1u << first);
+        const int second = __builtin_ctz(second_bits);
+        // One bit for each value: the larger of the two in every column.
+        const uint32_t from_second = _mm_cmpgt_epu32_mask(magnitudes_of(second), in_first);
+        const uint32_t extended = (~from_second & 15u) << (LINE_VALUES * first) | from_second << (LINE_VALUES * second);
+        const auto low_extended = static_cast<__mmask16>(extended),
+                   high_extended = static_cast<__mmask16>(extended >> 16);
+        const uint32_t rest = _mm512_reduce_max_epu32(
+            _mm512_max_epu32(_mm512_maskz_mov_epi32(static_cast<__mmask16>(~low_extended), low_magnitudes),
+                             _mm512_maskz_mov_epi32(static_cast<__mmask16>(~high_extended), high_magnitudes)));
+        const GroupScale scale = group_scale(bits_to_float(largest), bits_to_float(rest));
         const __m512i low_codes = codes_of(low, scale.inverse, low_extended);
         const __m512i high_codes = codes_of(high, scale.inverse, high_extended);
         const __m512i low_high = high_part(low_codes, low_extended), high_high = high_part(high_codes, high_extended);
@@ -154,12 +171,11 @@ void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
         alignas(16) int8_t parts[GROUP_VALUES];
         _mm_store_si128(reinterpret_cast<__m128i*>(parts), _mm512_cvtepi32_epi8(low_high));
         _mm_store_si128(reinterpret_cast<__m128i*>(parts + 16), _mm512_cvtepi32_epi8(high_high));
-        for (int i = 0; i < EXTENDED_LINES; ++i) {
-            std::memcpy(group->high[i], parts + group->line_offset[i] / (LINE_BYTES / LINE_VALUES), LINE_VALUES);
-        }
-        for (int i = EXTENDED_LINES; i < 2; ++i) {
-            std::memset(group->high[i], 0, LINE_VALUES);
-            group->line_offset[i] = group->in_first[i] = 0;
+        const int both[2] = {first, second};
+        for (int i = 0; i < 2; ++i) {
+            std::memcpy(group->high[i], parts + LINE_VALUES * both[i], LINE_VALUES);
+            group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * both[i]);
+            group->in_first[i] = both[i] < GROUP_LINES / 2 ? 0xffff : 0;
         }
         const int32_t sum_first = _mm512_reduce_add_epi32(low_codes);
         const int32_t sum = sum_first + _mm512_reduce_add_epi32(high_codes);
@@ -221,6 +237,7 @@ InstructionSet make_set(bool has_bf16) {
         if (kernels.unpack == nullptr) continue;
         kernels.multiply = multiply_function(format);
         kernels.multiply_direct = direct_function(format);
+        kernels.multiply_quad = quad_function(format);
         // Measured: nibbles and bytes cost next to nothing to take apart.
         const bool is_cheap = tile_layout(format).code_bits == 4 || format == FormatId::Q8_0;
         if (is_cheap) kernels.max_direct_rows = 40;

@@ -21,6 +21,8 @@ void multiply_16_minimum(const uint8_t* records, int64_t num_groups, const uint8
                          int num_rows, float* sums, const Ahead& ahead);
 // Products of few rows with a quantised format as it lies in memory, of which they leave records.
 MultiplyDirectFunction direct_function(FormatId format);
+// Products of quads of tiles.
+MultiplyQuadFunction quad_function(FormatId format);
 double int8_loop(int64_t repeats);
 
 // With AVX512_BF16.

@@ -114,15 +114,10 @@ static_assert(sizeof(ridgeline::ActivationGroup) == 64 && offsetof(ridgeline::Ac
     HIGH(R, L, X) \
     "vpdpbusd " X ", " W0 ", " D0 "\n\t" \
     "vpdpbusd " X ", " W1 ", " D1 "\n\t"
-#if RIDGELINE_EXTENDED_LINES == 2
-#define SECOND_EXTENDED_LINE EXTENDED_LINE
-#else
-#define SECOND_EXTENDED_LINE(R, L, HIGH, W0, W1, X, D0, D1)
-#endif
 #define EXTENDED(R, BEGIN, HIGH, W2, W3, D0, D1) \
     BEGIN(R, D0, D1) \
     EXTENDED_LINE(R, 0, HIGH, "%%zmm24", "%%zmm25", "%%zmm26", D0, D1) \
-    SECOND_EXTENDED_LINE(R, 1, HIGH, W2, W3, "%%zmm27", D0, D1) \
+    EXTENDED_LINE(R, 1, HIGH, W2, W3, "%%zmm27", D0, D1) \
     "vpslld $7, " D0 ", " D0 "\n\t" \
     "vpslld $7, " D1 ", " D1 "\n\t"
 

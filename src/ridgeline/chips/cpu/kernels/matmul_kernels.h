@@ -53,6 +53,43 @@ using MultiplyDirectFunction = void (*)(const uint8_t* groups, uint8_t* records,
                                         const Ahead& ahead);
 constexpr int MAX_ROWS_PER_DIRECT_CALL = 4;
 
+// For many rows an instruction set may take four tiles, two pairs, at a time, which halves how often activations are
+// loaded. Records of such quads have a quarter for each tile: its codes (as above); for each scale of the group, times
+// 1, 1.25, 1.5 and 1.75, a line of 16 floats in the form of QuadScales; the minimums. Scales of activations have
+// three significant bits (group_scale): with the one of the four that has its fraction in, what is left of the
+// multiplication is an addition of exponents. A float's bits, as an integer, are
+//   bits(weight scale * fraction) - bits(1 * fraction) + bits(activation scale)
+// and the first two are what a line holds. That holds while nothing overflows or vanishes, so a run of weights with
+// scales out of bounds, and rows of activations with scales that are not finite, go by pairs.
+constexpr int QUAD_TILES = 4;
+constexpr int QUAD_FRACTIONS = 4;
+constexpr int MAX_ROWS_PER_QUAD_CALL = 3;
+constexpr int64_t BLOCK_ROWS = 192;
+constexpr int PAIR_SUM_BYTES = static_cast<int>(BLOCK_ROWS) * PAIR_ROWS * 4;  // from a pair's sums to those of the next
+
+static constexpr int quad_record_bytes(FormatId format) {
+    const TileLayout layout = tile_layout(format);
+    const int lines = layout.scales_per_group * (QUAD_FRACTIONS + (layout.has_minimum ? 1 : 0));
+    return QUAD_TILES * (512 + LINE_BYTES * lines);
+}
+constexpr int MAX_QUAD_RUN_BYTES = RUN_GROUPS * QUAD_TILES * (512 + 10 * LINE_BYTES);
+
+// What to ask memory for with every group: `lines` (at least one) from `next` on.
+struct QuadAhead {
+    const uint8_t* next;
+    int64_t lines;
+};
+
+// Unpacks the run that begins at `first_group` of a pair into its half of a quad's records. False if scales are out of
+// bounds; records are then of no use.
+using UnpackQuadFunction = bool (*)(const uint8_t* pair, int64_t first_group, int64_t num_groups, int pair_of_quad,
+                                    uint8_t* records);
+// As MultiplyFunction, for 1..MAX_ROWS_PER_QUAD_CALL rows and the sums of two pairs. False if scales of the activations
+// are not finite; nothing is added then. The rows at `rows_ahead` are needed next.
+using MultiplyQuadFunction = bool (*)(const uint8_t* records, int64_t num_groups, const uint8_t* prepared,
+                                      int64_t row_bytes, int num_rows, float* sums, const uint8_t* rows_ahead,
+                                      const QuadAhead& ahead);
+
 using PrepareFunction = void (*)(const float* x, int64_t width, uint8_t* prepared);
 using MeasureReadFunction = uint64_t (*)(const uint8_t* const* streams, size_t stream_bytes);
 using MeasureFunction = double (*)(int64_t repeats);
@@ -66,6 +103,10 @@ struct FormatKernels {
     UnpackScalesFunction unpack_scales = nullptr;  // null for plain formats
     MultiplyDirectFunction multiply_direct = nullptr;
     int64_t max_direct_rows = 16;  // from how many on unpacking pays: it depends on the work of taking codes apart
+    // For many rows, or null.
+    UnpackQuadFunction unpack_quad = nullptr;
+    MultiplyQuadFunction multiply_quad = nullptr;
+    int64_t min_quad_rows = 5;
 };
 
 struct InstructionSet {
@@ -82,6 +123,8 @@ struct InstructionSet {
 constexpr int NUM_READ_STREAMS = 4;
 
 const InstructionSet& portable_instruction_set();
+// The definition of the prepared form, for sets that have nothing faster.
+void prepare_int8_portable(const float* x, int64_t width, uint8_t* prepared);
 // Null where the machine or the build does not have them.
 const InstructionSet* avx512_instruction_set();
 const InstructionSet* avx2_instruction_set();

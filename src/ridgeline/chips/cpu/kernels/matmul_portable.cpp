@@ -57,7 +57,7 @@ void add_group(const uint8_t* half, const ActivationGroup& group, float* sums) {
     const float* minimums = scales + TILE_ROWS * num_scales;
     int32_t x[GROUP_VALUES];
     for (int i = 0; i < GROUP_VALUES; ++i) x[i] = group.codes[i];
-    for (int line = 0; line < EXTENDED_LINES; ++line) {
+    for (int line = 0; line < 2; ++line) {
         int32_t* extended = x + group.line_offset[line] / LINE_BYTES * LINE_VALUES;
         for (int j = 0; j < LINE_VALUES; ++j) extended[j] += EXTENSION * group.high[line][j];
     }
@@ -133,72 +133,39 @@ void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* pr
     }
 }
 
-// The lines of the largest magnitudes, the first of equals before the others; and what is left as the largest.
-// Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
-struct LargestLines {
-    int lines[EXTENDED_LINES];
-    float largest;       // magnitude in the group
-    float largest_rest;  // in the lines that are not extended
+uint32_t magnitude_bits(float value) { return float_to_bits(value) & 0x7fffffffu; }
+
+// Which values of a group are extended: in each column the larger of two lines, that of the largest magnitude and that
+// of the largest in other columns; of equals the first. Magnitudes are compared as integers, so that a NaN wins and
+// reaches the scale.
+struct ExtendedValues {
+    int lines[2];
+    bool in_second[LINE_VALUES];  // which of the two a column's value lies in
+    float largest;                // magnitude in the group
+    float largest_rest;           // of the values that are not extended
 };
 
-LargestLines find_largest_lines(const float* x) {
-    uint32_t magnitudes[GROUP_LINES] = {};
+ExtendedValues find_extended(const float* x) {
+    uint32_t magnitudes[GROUP_VALUES];
+    std::transform(x, x + GROUP_VALUES, magnitudes, magnitude_bits);
+    const auto first = static_cast<int>(std::max_element(magnitudes, magnitudes + GROUP_VALUES) - magnitudes);
+    ExtendedValues found{};
+    found.largest = bits_to_float(magnitudes[first]);
+    found.lines[0] = first / LINE_VALUES;
+    int second = -1;
     for (int i = 0; i < GROUP_VALUES; ++i) {
-        magnitudes[i / LINE_VALUES] = std::max(magnitudes[i / LINE_VALUES], float_to_bits(x[i]) & 0x7fffffffu);
+        if (i / LINE_VALUES == found.lines[0] || i % LINE_VALUES == first % LINE_VALUES) continue;
+        if (second < 0 || magnitudes[i] > magnitudes[second]) second = i;
     }
-    LargestLines found;
-    found.largest = bits_to_float(*std::max_element(magnitudes, magnitudes + GROUP_LINES));
-    bool is_extended[GROUP_LINES] = {};
-    for (int& line : found.lines) {
-        line = -1;
-        for (int i = 0; i < GROUP_LINES; ++i) {
-            if (!is_extended[i] && (line < 0 || magnitudes[i] > magnitudes[line])) line = i;
-        }
-        is_extended[line] = true;
+    found.lines[1] = second / LINE_VALUES;
+    for (int column = 0; column < LINE_VALUES; ++column) {
+        uint32_t& in_first = magnitudes[LINE_VALUES * found.lines[0] + column];
+        uint32_t& in_second = magnitudes[LINE_VALUES * found.lines[1] + column];
+        found.in_second[column] = in_second > in_first;
+        (found.in_second[column] ? in_second : in_first) = 0;
     }
-    uint32_t rest = 0;
-    for (int i = 0; i < GROUP_LINES; ++i) {
-        if (!is_extended[i]) rest = std::max(rest, magnitudes[i]);
-    }
-    found.largest_rest = bits_to_float(rest);
+    found.largest_rest = bits_to_float(*std::max_element(magnitudes, magnitudes + GROUP_VALUES));
     return found;
-}
-
-void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
-    auto* group = reinterpret_cast<ActivationGroup*>(prepared);
-    for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
-        const LargestLines found = find_largest_lines(x);
-        const GroupScale scale = group_scale(found.largest, found.largest_rest);
-        *group = {};
-        int8_t* high_of_line[GROUP_LINES] = {};
-        for (int i = 0; i < EXTENDED_LINES; ++i) {
-            high_of_line[found.lines[i]] = group->high[i];
-            group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * found.lines[i]);
-            group->in_first[i] = found.lines[i] < GROUP_LINES / 2 ? 0xffff : 0;
-        }
-        int32_t sum_first = 0, sum = 0;
-        for (int i = 0; i < GROUP_VALUES; ++i) {
-            int8_t* high = high_of_line[i / LINE_VALUES];
-            const float limit = high == nullptr ? CODE_LIMIT : EXTENDED_LIMIT;
-            float value = x[i] * scale.inverse;
-            // Not a number: any code will do, the scale carries it.
-            value = value > -limit ? value : -limit;
-            value = value < limit ? value : limit;
-            int32_t code = static_cast<int32_t>(std::lrint(value));
-            sum += code;
-            if (i < GROUP_VALUES / 2) sum_first += code;
-            if (high != nullptr) {
-                const int32_t part = (code + EXTENSION / 2) >> 7;
-                high[i % LINE_VALUES] = static_cast<int8_t>(part);
-                code -= EXTENSION * part;
-            }
-            group->codes[i] = static_cast<int8_t>(code);
-        }
-        group->scale = scale.scale;
-        group->minus_sum = -sum;
-        group->scaled_sum = group->scale * static_cast<float>(sum);
-        group->minus_sum_first = -sum_first;
-    }
 }
 
 double int8_loop(int64_t repeats) {
@@ -260,7 +227,7 @@ InstructionSet make_set() {
     set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_f32};
     set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32};
     set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_bf16};
-    set.prepare_int8 = prepare_int8;
+    set.prepare_int8 = prepare_int8_portable;
     set.int8_loop = int8_loop;
     set.bf16_loop = fp32_loop;
     set.fp32_loop = fp32_loop;
@@ -269,6 +236,42 @@ InstructionSet make_set() {
 }
 
 }  // namespace
+
+void prepare_int8_portable(const float* x, int64_t width, uint8_t* prepared) {
+    auto* group = reinterpret_cast<ActivationGroup*>(prepared);
+    for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
+        const ExtendedValues extended = find_extended(x);
+        const GroupScale scale = group_scale(extended.largest, extended.largest_rest);
+        *group = {};
+        for (int i = 0; i < 2; ++i) {
+            group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * extended.lines[i]);
+            group->in_first[i] = extended.lines[i] < GROUP_LINES / 2 ? 0xffff : 0;
+        }
+        int32_t sum_first = 0, sum = 0;
+        for (int i = 0; i < GROUP_VALUES; ++i) {
+            const int column = i % LINE_VALUES, line = extended.in_second[column] ? 1 : 0;
+            const bool is_extended = i / LINE_VALUES == extended.lines[line];
+            const float limit = is_extended ? EXTENDED_LIMIT : CODE_LIMIT;
+            float value = x[i] * scale.inverse;
+            // Not a number: any code will do, the scale carries it.
+            value = value > -limit ? value : -limit;
+            value = value < limit ? value : limit;
+            int32_t code = static_cast<int32_t>(std::lrint(value));
+            sum += code;
+            if (i < GROUP_VALUES / 2) sum_first += code;
+            if (is_extended) {
+                const int32_t high = (code + EXTENSION / 2) >> 7;
+                group->high[line][column] = static_cast<int8_t>(high);
+                code -= EXTENSION * high;
+            }
+            group->codes[i] = static_cast<int8_t>(code);
+        }
+        group->scale = scale.scale;
+        group->minus_sum = -sum;
+        group->scaled_sum = group->scale * static_cast<float>(sum);
+        group->minus_sum_first = -sum_first;
+    }
+}
 
 const InstructionSet& portable_instruction_set() {
     static const InstructionSet set = make_set();

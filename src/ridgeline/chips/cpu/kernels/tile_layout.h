@@ -102,29 +102,25 @@ static constexpr TileLayout tile_layout(FormatId format) {
 constexpr uint8_t IQ4_NL_CODES[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t MXFP4_CODES[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
-// How many of a group's eight lines are extended: 1 or 2. A macro, since assembly is made of it.
-#ifndef RIDGELINE_EXTENDED_LINES
-#define RIDGELINE_EXTENDED_LINES 2
-#endif
-constexpr int EXTENDED_LINES = RIDGELINE_EXTENDED_LINES;
-static_assert(EXTENDED_LINES == 1 || EXTENDED_LINES == 2);
+constexpr int EXTENDED_LINES = 2;
 constexpr int LINE_VALUES = 4;
 constexpr int GROUP_LINES = GROUP_VALUES / LINE_VALUES;
-// A code of an extended line is EXTENSION * high + code, where codes of the other lines reach +-CODE_LIMIT.
+// An extended code is EXTENSION * high + code, where the others reach +-CODE_LIMIT.
 constexpr int EXTENSION = 128;
 constexpr int CODE_LIMIT = 127;
 constexpr int EXTENDED_LIMIT = CODE_LIMIT * EXTENSION;
 
 // One group of 32 activations: value = scale * (code, with its high part). A line is four neighbours, what one code
-// line of the weights is multiplied with. The lines that hold the largest magnitudes are extended (16 bits), so that
-// these few do not set the step of the others.
+// line of the weights is multiplied with. Four of the largest values are extended (16 bits), so that they do not set
+// the step of the others: one in each column (place in a line), all of them in two lines. So the lines of weights that
+// they meet can be blended into one, and multiplied at once.
 struct ActivationGroup {
     int8_t codes[GROUP_VALUES];
     float scale;
     int32_t minus_sum;            // -sum of the codes with their high parts
     float scaled_sum;             // scale * that sum
     int32_t minus_sum_first;      // -sum of the first 16
-    int8_t high[2][LINE_VALUES];  // of the extended lines; zero where only one line is extended
+    int8_t high[2][LINE_VALUES];  // of the extended values in either line; in each column one of the two is zero
     uint16_t line_offset[2];      // which lines they are: 64 * (0..7), the place of the line in a record
     uint16_t in_first[2];         // all bits set where the line is one of the first 16 values, else zero
 };
@@ -133,14 +129,19 @@ static_assert(sizeof(ActivationGroup) == 64);
 struct GroupScale {
     float scale, inverse;
 };
+constexpr uint32_t INFINITY_BITS = 0x7f800000;  // of a float; those of NaN are above
+constexpr uint32_t SCALE_STEP_BITS = 1u << 21;  // floats with three significant bits are multiples of this
 
-// From the largest magnitude of a group and that of the lines that are not extended. A NaN or an infinity reaches the
-// scale: magnitudes are compared as integers.
+// From the largest magnitude of a group and that of the values that are not extended. Rounded up to three significant
+// bits, which makes the product with a scale of the weights exact. A NaN or an infinity reaches the scale: magnitudes
+// are compared as integers.
 static inline GroupScale group_scale(float largest, float largest_rest) {
-    if (largest < SMALLEST_MAGNITUDE) return {0.0f, 0.0f};
-    const float of_rest = largest_rest / CODE_LIMIT, of_extended = largest / EXTENDED_LIMIT;
-    const float scale = float_to_bits(of_rest) > float_to_bits(of_extended) ? of_rest : of_extended;
-    return {scale, 1.0f / scale};
+    if (largest < SMALLEST_MAGNITUDE) return {1.0f, 0.0f};
+    const uint32_t of_rest = float_to_bits(largest_rest / CODE_LIMIT),
+                   of_extended = float_to_bits(largest / EXTENDED_LIMIT);
+    uint32_t bits = of_rest > of_extended ? of_rest : of_extended;
+    if (bits < INFINITY_BITS) bits = (bits + SCALE_STEP_BITS - 1) & ~(SCALE_STEP_BITS - 1);
+    return {bits_to_float(bits), 1.0f / bits_to_float(bits)};
 }
 
 }  // namespace ridgeline
