@@ -47,6 +47,7 @@ WINDOW = 2048
 
 OPTIONS = (
     "chip", "num_threads", "context_tokens", "memory_bytes", "kv_format", "goal_seconds_per_token", "cache_folder",
+    "draft_model", "speculation",
 )  # fmt: skip
 _OTHER_NAMES = {
     "max_model_len": "context_tokens",
@@ -58,6 +59,8 @@ _OTHER_NAMES = {
     "n_threads": "num_threads",
     "device": "chip",
     "download_dir": "cache_folder",
+    "speculative_model": "draft_model",
+    "speculative_config": "draft_model",
 }
 """What others call our options."""
 
@@ -77,6 +80,8 @@ class LLM:
         kv_format: how keys and values are kept.
         goal_seconds_per_token: how long running samples may wait while prompts are read; None: throughput first.
         cache_folder: where repacked weights are kept.
+        draft_model: a small model of the same vocabulary, named like `model`, that guesses next tokens.
+        speculation: False guesses no tokens; answers are the same, so this is for measurements alone.
 
     Raises UserError for what is wrong with the files or the options, CapacityError if memory does not suffice.
     """
@@ -92,6 +97,8 @@ class LLM:
         kv_format: KvFormat = "bf16",
         goal_seconds_per_token: float | None = None,
         cache_folder: str | None = None,
+        draft_model: str | None = None,
+        speculation: bool = True,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -106,6 +113,8 @@ class LLM:
             kv_format=kv_format,
             goal_seconds_per_token=float("inf") if goal_seconds_per_token is None else goal_seconds_per_token,
             cache_folder=cache_folder,
+            draft_model=None if draft_model is None else str(resolve_model(draft_model)),
+            speculation=speculation,
         )
         folder = default_cache_folder() if cache_folder is None else Path(cache_folder)
         with ExitStack() as stack:

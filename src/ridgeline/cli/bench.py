@@ -74,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
     # What was measured at some first start may have met a busy machine; a share needs the roofline of now.
     forget(default_cache_folder())
     begin = time.perf_counter()
+    if options.draft_model is not None:
+        raise UserError("bench measures steps of one token a request; a draft model has no part in it", field="draft")
     # A model's answer to random tokens soon repeats itself, so guesses would flatter it.
     settings = replace(engine_settings(options, str(path)), speculation=False)
     engine = open_engine(settings, on_notice=lambda text: print(f"note: {text}", file=sys.stderr))

@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
             context_tokens=settings.context_tokens,
             memory_bytes=settings.memory_bytes,
             kv_format=settings.kv_format,
+            draft_model=settings.draft_model,
+            speculation=settings.speculation,
         )
     with llm:
         if not options.quiet:
@@ -168,6 +170,8 @@ class _Talk:
             parts.append(f"{(num_tokens - 1) / (seconds - first_seconds):.1f} tokens/s")
         if last is not None and last.timing is not None and last.timing.num_cached_tokens:
             parts.append(f"{last.timing.num_cached_tokens} prompt tokens from cache")
+        if last is not None and last.timing is not None and last.timing.num_accepted_tokens:
+            parts.append(f"{last.timing.num_accepted_tokens} tokens from speculation")
         share = self._llm.statistics().roofline_share
         if share:
             parts.append(f"{share:.0%} of the roofline")

@@ -51,6 +51,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context", type=int, help="the longest prompt plus answer, in tokens")
     group.add_argument("--memory", type=parse_bytes, metavar="SIZE", help="memory for weights and pages, such as 8GB")
     group.add_argument("--kv", choices=("bf16", "int8", "f32"), default="bf16", help="format of keys and values")
+    group = parser.add_argument_group("speculation")
+    group.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="a small model of the same vocabulary that guesses next tokens: the same answers, sooner",
+    )
+    group.add_argument(
+        "--no-speculation",
+        action="store_true",
+        help="guess no tokens; answers are the same, so this is for measurements alone",
+    )
 
 
 def parse_bytes(text: str) -> int:
@@ -78,7 +89,21 @@ def engine_settings(options: argparse.Namespace, model: str) -> EngineSettings:
         context_tokens=options.context,
         memory_bytes=options.memory,
         kv_format=options.kv,
+        draft_model=_draft_model(options),
+        speculation=not options.no_speculation,
     )
+
+
+def _draft_model(options: argparse.Namespace) -> str | None:
+    from ridgeline.weights.pull import resolve_model
+
+    if options.draft_model is None:
+        return None
+    if options.no_speculation:
+        raise UserError(
+            "--draft-model and --no-speculation were given; the first is of no use with the second", field="draft-model"
+        )
+    return str(resolve_model(options.draft_model))
 
 
 def said_sampling(options: argparse.Namespace) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
             context_tokens=settings.context_tokens,
             memory_bytes=settings.memory_bytes,
             kv_format=settings.kv_format,
+            draft_model=settings.draft_model,
+            speculation=settings.speculation,
         ) as llm,
     ):
         num_failed = _answer_all(llm, lines, num_done, defaults, answers)

@@ -23,6 +23,7 @@ from ridgeline.cache.prefix import PrefixIndex
 from ridgeline.engine import admission
 from ridgeline.engine.choose import Chooser, Chosen
 from ridgeline.engine.client import EngineModel, EngineStatistics
+from ridgeline.engine.draft_model import DraftModel
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.runner import Runner, shape_of
 from ridgeline.engine.sample import Sample
@@ -61,6 +62,7 @@ class Engine:
         predictor: predicted step times; None: steps are as large as the limits allow.
         goal_seconds_per_token: how long decoding samples may wait for a step that also reads prompts.
         drafting: who guesses how samples go on; None: nobody, each step brings one token.
+        draft_model: guesses too, where `drafting` does.
         clock: seconds; a virtual one for a simulated chip.
         on_close: gives back what the engine was opened with.
     """
@@ -75,6 +77,7 @@ class Engine:
         predictor: StepPredictor | None = None,
         goal_seconds_per_token: float | None = None,
         drafting: Drafting | None = None,
+        draft_model: DraftModel | None = None,
         max_queued_requests: int = 4096,
         max_queued_tokens: int = 1 << 22,
         clock: Callable[[], float] = time.perf_counter,
@@ -92,7 +95,13 @@ class Engine:
         self._speculation = (
             None
             if drafting is None
-            else Speculation(self._samples, predict=predict, goal_seconds=goal_seconds_per_token, drafting=drafting)
+            else Speculation(
+                self._samples,
+                predict=predict,
+                goal_seconds=goal_seconds_per_token,
+                drafting=drafting,
+                draft_model=draft_model,
+            )
         )
         self._scheduler = Scheduler(
             self._index,

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from ridgeline.chips.counting import CountingChip
 from ridgeline.chips.registry import open_chip
 from ridgeline.engine.client import EngineModel
+from ridgeline.engine.cost import step_cost
+from ridgeline.engine.draft_plan import DraftBytes, DraftPlan
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.settings import EngineSettings
@@ -21,8 +22,7 @@ from ridgeline.engine.sizes import choose_limits, choose_pages, logits_bytes
 from ridgeline.engine.speculation import Copying, Drafting
 from ridgeline.errors import UserError
 from ridgeline.model.load import ModelPlan, load_plan, page_layout, plan_model, step_function
-from ridgeline.ops.chip import AnyChip, ChipFacts, KvFormat
-from ridgeline.ops.cost import StepCost
+from ridgeline.ops.chip import AnyChip, ChipFacts
 from ridgeline.ops.step import PAGE_SLOTS, StepLimits
 from ridgeline.text.open import open_text
 from ridgeline.text.tokenizer import Tokenizer
@@ -72,18 +72,24 @@ def open_engine(
         if limits is None:
             context_tokens = settings.context_tokens or plan.spec.context_tokens
             limits = choose_limits(cost, facts, context_tokens, plan.spec.vocabulary_size)
-        model = _sized_model(settings, plan, chip, facts, limits, main_format(checkpoint))
+        text = tokenizer if tokenizer is not None else open_text(checkpoint, cache_folder / "text")[0]
+        draft = None
+        if settings.draft_model is not None and settings.speculation:
+            draft = DraftPlan.of(Path(settings.draft_model), text, cache_folder, limits)
+            stack.callback(draft.checkpoint.close)
+        model = _sized_model(settings, plan, draft, chip, facts, limits, main_format(checkpoint))
         if model.context_tokens < plan.spec.context_tokens and settings.context_tokens is None:
             on_notice(
                 f"memory holds {model.context_tokens} tokens, so that is the context; "
                 f"the model was made for {plan.spec.context_tokens}"
             )
-        text = tokenizer if tokenizer is not None else open_text(checkpoint, cache_folder / "text")[0]
         loaded = load_plan(plan, chip)
         pages = chip.allocate_pages(page_layout(plan.spec, settings.kv_format), model.num_pages, limits)
         compiled = chip.compile(step_function(loaded), pages, limits)
         for notice in getattr(chip, "notices", ()):
             on_notice(notice)
+        drafting = (drafting or Copying()) if settings.speculation else None
+        draft_model = None if draft is None else draft.load(chip, facts, settings.kv_format, model.num_pages)
         return Engine(
             model=model,
             compiled=compiled,
@@ -91,7 +97,8 @@ def open_engine(
             text=text,
             predictor=StepPredictor(cost, facts),
             goal_seconds_per_token=settings.goal_seconds_per_token,
-            drafting=(drafting or Copying()) if settings.speculation else None,
+            drafting=drafting,
+            draft_model=draft_model,
             max_queued_requests=settings.max_queued_requests,
             max_queued_tokens=settings.max_queued_tokens,
             clock=clock_of(chip),
@@ -101,15 +108,22 @@ def open_engine(
 
 
 def _sized_model(
-    settings: EngineSettings, plan: ModelPlan, chip: AnyChip, facts: ChipFacts, limits: StepLimits, format_name: str
+    settings: EngineSettings,
+    plan: ModelPlan,
+    draft: DraftPlan | None,
+    chip: AnyChip,
+    facts: ChipFacts,
+    limits: StepLimits,
+    format_name: str,
 ) -> EngineModel:
     """What the engine will hold, as far as memory allows. Raises CapacityError."""
     name = settings.name or Path(settings.model).stem
+    draft_bytes = DraftBytes() if draft is None else draft.bytes(chip, settings.kv_format)
     budget = choose_pages(
         model_name=name,
-        weight_bytes=plan.weight_bytes,
-        step_bytes=logits_bytes(limits.max_logit_rows, plan.spec.vocabulary_size),
-        page_bytes=chip.page_bytes(page_layout(plan.spec, settings.kv_format)),
+        weight_bytes=plan.weight_bytes + draft_bytes.weights,
+        step_bytes=logits_bytes(limits.max_logit_rows, plan.spec.vocabulary_size) + draft_bytes.step,
+        page_bytes=chip.page_bytes(page_layout(plan.spec, settings.kv_format)) + draft_bytes.page,
         available_bytes=facts.memory_bytes,
         memory_bytes=settings.memory_bytes,
         wanted_context_tokens=settings.context_tokens,
@@ -128,14 +142,6 @@ def _sized_model(
         kv_format=settings.kv_format,
         chip=facts.description,
     )
-
-
-def step_cost(plan: ModelPlan, kv_format: KvFormat) -> StepCost:
-    """What steps of this model cost: the decoder itself, run once on the chip that counts."""
-    counting = CountingChip()
-    limits = StepLimits(max_tokens=1, max_sequences=1, max_logit_rows=1, max_pages_per_sequence=1)
-    pages = counting.allocate_pages(page_layout(plan.spec, kv_format), 1, limits)
-    return counting.compile(step_function(load_plan(plan, counting)), pages, limits).cost
 
 
 def clock_of(chip: AnyChip) -> Callable[[], float]:

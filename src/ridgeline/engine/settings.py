@@ -27,6 +27,9 @@ class EngineSettings:
     max_queued_tokens: int = 1 << 22
     goal_seconds_per_token: float = 0.1
     """How long a running answer may wait for its next token while prompts are being read beside it."""
+    draft_model: str | None = None
+    """A small model of the same vocabulary, a file or folder like `model`, that guesses next tokens; answers are the
+    same, only sooner. None: guesses are copied from texts."""
     speculation: bool = True
     """Whether steps may run guesses beside next tokens, where that pays; answers are the same. For measurements."""
     cache_folder: str | None = None

@@ -32,6 +32,8 @@ _COUNTERS = (
     ("vllm:num_preemptions", "Requests that lost their pages for a while", "num_preemptions"),
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", "num_prompt_tokens"),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", "num_cached_tokens"),
+    ("vllm:spec_decode_num_draft_tokens", "Guesses at next tokens that steps ran", "num_drafted_tokens"),
+    ("vllm:spec_decode_num_accepted_tokens", "Guesses that stood", "num_accepted_tokens"),
     ("ridgeline:steps", "Steps run", "num_steps"),
     ("ridgeline:step_seconds_measured", "Time in steps", "measured_step_seconds"),
     ("ridgeline:step_seconds_at_roofline", "What the steps would take at the chip's peaks", "roofline_step_seconds"),

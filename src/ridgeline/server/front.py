@@ -246,6 +246,10 @@ def usage_of(num_prompt_tokens: int, num_output_tokens: int, timing: RequestTimi
     usage = Usage(num_prompt_tokens, num_output_tokens, num_prompt_tokens + num_output_tokens)
     if timing is not None:
         usage.prompt_tokens_details.cached_tokens = timing.num_cached_tokens
+        usage.completion_tokens_details.accepted_prediction_tokens = timing.num_accepted_tokens
+        usage.completion_tokens_details.rejected_prediction_tokens = (
+            timing.num_drafted_tokens - timing.num_accepted_tokens
+        )
     return usage
 
 

@@ -14,6 +14,7 @@ section 3.5, with predicted seconds in place of a constant ratio of costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 MIN_GAIN = 1.08
 """Drafts must raise the expected tokens per second by this factor at least: chances and times are estimates, and what
@@ -22,6 +23,9 @@ MIN_CHANCE = 0.02
 """A guess that is less likely to be reached and right is not worth thinking about."""
 TRIED_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of drafts whose time is asked for."""
+
+GUESSED_COUNTS = (1, 2, 3, 4, 6, 8, 12)
+"""Numbers of guesses that a draft model is asked for; each takes a run of it."""
 
 Seconds = Callable[[Sequence[int]], float]
 """The predicted time of a step in which each sequence brings so many drafts."""
@@ -68,3 +72,66 @@ def choose_lengths(
     for _, _, number in gains[:best_count]:
         lengths[number] += 1
     return lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guesses:
+    """What a draft model is asked for."""
+
+    group: tuple[int, ...]
+    """Numbers of the sequences."""
+    num_guesses: int
+    gained_seconds_per_token: float
+    """Of the step's expected tokens, over doing without the model."""
+
+
+def choose_guesses(
+    copied: Sequence[Sequence[float]],
+    chances: Sequence[float],
+    room: Sequence[int],
+    *,
+    max_drafts: int,
+    seconds: Seconds,
+    making_seconds: Callable[[Sequence[int], int], float],
+) -> Guesses | None:
+    """Whether a draft model is asked, for which sequences and for how many guesses.
+
+    Args:
+        copied: for each sequence the chances of the drafts that it has without the model.
+        chances: for each that a guess of the model stands.
+        room: for each how many guesses it could use.
+        max_drafts: of all sequences together.
+        seconds: of the step.
+        making_seconds: (numbers of sequences, guesses for each) -> time of the model.
+    """
+    expected_copied = [expected_tokens(own) for own in copied]
+    lengths = [len(own) for own in copied]
+    plain_rate = (len(copied) + sum(expected_copied)) / seconds(lengths)
+    best_rate, best = plain_rate * MIN_GAIN, None
+    for count in GUESSED_COUNTS:
+        expected, tried, group = float(len(copied)), list(lengths), []
+        for number, chance in enumerate(chances):
+            length = min(count, room[number])
+            gain = expected_tokens((chance,) * length)
+            if gain > expected_copied[number]:
+                tried[number] = length
+                group.append(number)
+            expected += max(gain, expected_copied[number])
+        if not group or sum(tried) > max_drafts:
+            break
+        rate = expected / (seconds(tried) + making_seconds(group, count))
+        if rate > best_rate:
+            best_rate = rate
+            best = Guesses(
+                group=tuple(group), num_guesses=count, gained_seconds_per_token=1 / plain_rate - 1 / best_rate
+            )
+    return best
+
+
+def expected_tokens(chances: Sequence[float]) -> float:
+    """How many of the guesses are expected to stand."""
+    expected, reached = 0.0, 1.0
+    for chance in chances:
+        reached *= chance
+        expected += reached
+    return expected

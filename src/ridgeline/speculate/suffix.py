@@ -31,8 +31,9 @@ class SuffixDrafter:
 
     def __init__(self, token_ids: Sequence[int], recent: SuffixAutomaton | None = None) -> None:
         self._token_ids = token_ids
-        self._own = SuffixAutomaton() if recent is None else None
-        self._cursor = Cursor(recent if self._own is None else self._own)
+        automaton = SuffixAutomaton() if recent is None else recent
+        self._own = automaton if recent is None else None
+        self._cursor = Cursor(automaton)
         self._num_seen = 0 if recent is None else max(0, len(token_ids) - KEPT_PROMPT_TOKENS)
         self._has_begun = False
         self._rates = HitRates()
@@ -77,7 +78,7 @@ class RecentTexts:
 
     def add(self, salt: str, token_ids: Sequence[int], num_prompt_tokens: int) -> None:
         """Remember a text that is whole."""
-        newer, older = self._halves.pop(salt, None) or (SuffixAutomaton(), SuffixAutomaton())
+        newer, older = self._halves.pop(salt) if salt in self._halves else (SuffixAutomaton(), SuffixAutomaton())
         if newer.num_tokens >= MAX_RECENT_TOKENS:
             newer, older = SuffixAutomaton(), newer
         begin = max(0, num_prompt_tokens - KEPT_PROMPT_TOKENS)
