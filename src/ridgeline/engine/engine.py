@@ -177,7 +177,8 @@ class Engine:
         self._counts["num_steps"] += 1
         started = self._clock()
         try:
-            logits_BV = self._runner.run(batch)
+            records = self._chooser.records(batch, self._samples) if self._runner.can_choose else (b"", b"")
+            logits_BV, tokens_B = self._runner.run(batch, *records)
         except Exception as error:
             return self._fail_step(batch, error)
         self._num_failed_steps = 0
@@ -185,14 +186,14 @@ class Engine:
         chosen: dict[int, Chosen] = {}
         row = 0
         for entry in batch.entries:
-            rows_BV = logits_BV[row : row + entry.num_logit_rows]
+            rows = slice(row, row + entry.num_logit_rows)
             row += entry.num_logit_rows
             sample = self._samples.get(entry.sequence_id)
             if sample is None:
                 continue  # another sample of the same request has just failed
             brought = chosen[entry.sequence_id] = Chosen()
             try:
-                self._chooser.choose(sample, entry, rows_BV, brought)
+                self._chooser.choose(sample, entry, logits_BV[rows], tokens_B[rows], brought)
             except Exception as error:
                 chunks += brought.chunks
                 chunks += self._fail_request(sample, error)

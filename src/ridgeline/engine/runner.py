@@ -7,10 +7,13 @@ Shape letters: T tokens, N sequences, B logit rows, P pages of the longest seque
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from ridgeline.ops.chip import CompiledStep, HostStep
+from ridgeline.ops.chip import ChoosingStep, CompiledStep, HostStep
+from ridgeline.ops.choice import NO_TOKEN
 from ridgeline.ops.step import PAGE_SLOTS, SpanShape, StepArrays, StepLimits, StepShape
 from ridgeline.schedule.batch import Batch
 
@@ -28,6 +31,7 @@ class Runner:
             return np.zeros(size, dtype=np.int32)
 
         self._compiled = compiled
+        self._choosing = compiled if isinstance(compiled, ChoosingStep) else None
         self._limits = limits
         self._token_ids = buffer(limits.max_tokens)
         self._positions = buffer(limits.max_tokens)
@@ -39,12 +43,22 @@ class Runner:
         self._places = buffer(limits.max_sequences)
         self._logit_rows = buffer(limits.max_logit_rows)
 
-    def run(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """logits_BV: for each entry in turn, the rows that it asked for. Valid until the next `run`.
+    @property
+    def can_choose(self) -> bool:
+        """Whether the chip chooses tokens where `run` is given records."""
+        return self._choosing is not None
 
-        Raises whatever the chip raises.
+    def run(
+        self, batch: Batch, choices_B: bytes = b"", adjustments: bytes = b""
+    ) -> tuple[npt.NDArray[np.float32], Sequence[int]]:
+        """(logits_BV, tokens_B): for each entry in turn, the rows that it asked for. Valid until the next `run`.
+
+        Tokens are NO_TOKEN where the chip does not choose. Raises whatever the chip raises.
         """
-        return self._compiled.run(self.arrays(batch))
+        if self._choosing is not None:
+            return self._choosing.run_and_choose(self.arrays(batch), choices_B, adjustments)
+        logits_BV = self._compiled.run(self.arrays(batch))
+        return logits_BV, (NO_TOKEN,) * len(logits_BV)
 
     def seconds(self) -> float:
         """How long the last run took on the chip's own clock."""

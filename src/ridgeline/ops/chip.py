@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,20 @@ class CompiledStep(Protocol):
 
     def seconds(self) -> float:
         """How long the last `run` took on the chip's own clock (a simulated chip's is virtual)."""
+
+
+@runtime_checkable
+class ChoosingStep(CompiledStep, Protocol):
+    """A compiled step that chooses tokens itself, as `ridgeline.sampling` defines them, bit for bit."""
+
+    def run_and_choose(
+        self, step: HostStep, choices_B: bytes, adjustments: bytes
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Run one step; (logits_BV, tokens_B), both with what `run` says of logits.
+
+        `choices_B` is a CHOICE record of `ops.choice` for each logit row, `adjustments` their ADJUSTMENT records, one
+        row's after another's. A token is NO_TOKEN where the mode is HOST, or where the row yields none.
+        """
 
 
 class Chip(Protocol[A, W, P]):

@@ -48,6 +48,9 @@ ADJUSTMENT = np.dtype(
 """What options do to one token's logit: plus the bias, then divided (where positive) or multiplied by the penalty, then
 less the reduction, each rounded to float32. A row's adjustments name each token once."""
 
+NO_CHOICE = bytes(CHOICE.itemsize)
+"""A record of mode HOST."""
+
 assert (CHOICE.itemsize, ADJUSTMENT.itemsize) == (40, 16), "the structs in kernels/sample.h"
 
 Records: TypeAlias = npt.NDArray[Any]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ridgeline.ops.choice import Records
+from ridgeline.ops.choice import CHOICE, Records
 from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.sampling.adjustments import Adjustments
 from ridgeline.sampling.draw import choice_of
+
+COUNT_BYTES = CHOICE.itemsize - CHOICE.fields["num_adjustments"][1]  # type: ignore[index]
+"""The number of adjustments is what a record ends with."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -30,6 +34,8 @@ class SampleState:
     """Whether any option but temperature and the cuts touches the logits."""
     is_plain_greedy: bool
     """Whether every token is the argmax of the raw logits."""
+    choice_bytes: bytes = field(repr=False)
+    """The record `choice` as bytes."""
     _adjustments: Adjustments | None = field(repr=False)
 
     @classmethod
@@ -53,6 +59,7 @@ class SampleState:
             or sampling.presence_penalty
             or sampling.frequency_penalty
         )
+        choice = choice_of(sampling, seed)
         adjustments = None
         if changes_logits:
             adjustments = Adjustments(
@@ -66,7 +73,8 @@ class SampleState:
             seed=seed,
             token_ids=token_ids,
             num_prompt_tokens=num_prompt_tokens,
-            choice=choice_of(sampling, seed),
+            choice=choice,
+            choice_bytes=choice.tobytes(),
             changes_logits=changes_logits,
             is_plain_greedy=sampling.is_greedy and not changes_logits,
             _adjustments=adjustments,
@@ -87,3 +95,11 @@ class SampleState:
         if self._adjustments is None:
             return None
         return self._adjustments.current(self.token_ids, self.num_prompt_tokens)
+
+    def records(self) -> tuple[bytes, bytes]:
+        """What a chip is told of the next token's row: a CHOICE record, and its ADJUSTMENT records."""
+        adjustments = self.adjustments()
+        if adjustments is None:
+            return self.choice_bytes, b""
+        count = len(adjustments).to_bytes(COUNT_BYTES, sys.byteorder)
+        return self.choice_bytes[:-COUNT_BYTES] + count, adjustments.tobytes()

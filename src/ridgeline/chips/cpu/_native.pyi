@@ -85,6 +85,23 @@ class Record:
     value_chain: list[int]
     store: int
 
+class BoundStep:
+    """A step's arrays, which it keeps alive; ValueError if their lengths do not fit together."""
+
+    def __init__(
+        self,
+        token_ids: _Indices,
+        positions: _Indices,
+        slots: _Indices,
+        sequences: _Indices,
+        query_starts: _Indices,
+        context_lengths: _Indices,
+        page_table: _Indices,
+        places: _Indices,
+        logit_rows: _Indices,
+        /,
+    ) -> None: ...
+
 class Plan:
     def __init__(
         self,
@@ -97,20 +114,12 @@ class Plan:
         num_pages: int,
         arena_bytes: int,
     ) -> None: ...
-    def run(
-        self,
-        token_ids: _Indices,
-        positions: _Indices,
-        slots: _Indices,
-        sequences: _Indices,
-        query_starts: _Indices,
-        context_lengths: _Indices,
-        page_table: _Indices,
-        places: _Indices,
-        logit_rows: _Indices,
-        /,
-    ) -> None:
+    def run(self, step: BoundStep) -> None:
         """Runs a step without the GIL; raises ValueError if it breaks a law, and then nothing has changed."""
+    def run_and_choose(self, step: BoundStep, choices: bytes, adjustments: bytes) -> list[int]:
+        """The same, and a token from each row of logits; see ops/choice.py for the records."""
+    def choose_from(self, logits: Place, width: int) -> None:
+        """Says where logits are that tokens may be chosen from."""
     def value(self, place: Place, rows: int, width: int) -> _Floats:
         """A view of the arena, which lives as long as the view; the next `run` writes over it."""
     def seconds(self) -> float: ...

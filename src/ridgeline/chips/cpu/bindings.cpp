@@ -113,28 +113,57 @@ double measured_rate(ThreadPool& pool, const std::string& what, double seconds) 
     return std::accumulate(rates.begin(), rates.end(), 0.0);
 }
 
-void run_plan(Plan& plan, Indices token_ids, Indices positions, Indices slots, Indices sequences, Indices query_starts,
-              Indices context_lengths, IndexTable page_table, Indices places, Indices logit_rows) {
-    StepView step;
-    step.num_tokens = static_cast<int64_t>(token_ids.size());
-    step.num_sequences = static_cast<int64_t>(context_lengths.size());
-    step.num_logit_rows = static_cast<int64_t>(logit_rows.size());
-    step.table_stride = static_cast<int64_t>(page_table.shape(1));
-    if (positions.size() != token_ids.size() || slots.size() != token_ids.size() ||
-        sequences.size() != token_ids.size() || query_starts.size() != context_lengths.size() + 1 ||
-        page_table.shape(0) != context_lengths.size() || places.size() != context_lengths.size())
-        throw std::invalid_argument("the step breaks a law: its arrays are of different lengths");
-    step.token_ids = token_ids.data();
-    step.positions = positions.data();
-    step.slots = slots.data();
-    step.sequences = sequences.data();
-    step.query_starts = query_starts.data();
-    step.context_lengths = context_lengths.data();
-    step.page_table = page_table.data();
-    step.places = places.data();
-    step.logit_rows = logit_rows.data();
+// A step's arrays, looked at once: they may be written to and the step run again.
+struct BoundStep {
+    StepView view;
+    std::vector<Indices> arrays;  // keeps them alive
+    IndexTable page_table;
+
+    BoundStep(Indices token_ids, Indices positions, Indices slots, Indices sequences, Indices query_starts,
+              Indices context_lengths, IndexTable table, Indices places, Indices logit_rows)
+        : arrays{token_ids, positions, slots, sequences, query_starts, context_lengths, places, logit_rows},
+          page_table(table) {
+        if (positions.size() != token_ids.size() || slots.size() != token_ids.size() ||
+            sequences.size() != token_ids.size() || query_starts.size() != context_lengths.size() + 1 ||
+            page_table.shape(0) != context_lengths.size() || places.size() != context_lengths.size())
+            throw std::invalid_argument("the step breaks a law: its arrays are of different lengths");
+        view.num_tokens = static_cast<int64_t>(token_ids.size());
+        view.num_sequences = static_cast<int64_t>(context_lengths.size());
+        view.num_logit_rows = static_cast<int64_t>(logit_rows.size());
+        view.table_stride = static_cast<int64_t>(page_table.shape(1));
+        view.token_ids = token_ids.data();
+        view.positions = positions.data();
+        view.slots = slots.data();
+        view.sequences = sequences.data();
+        view.query_starts = query_starts.data();
+        view.context_lengths = context_lengths.data();
+        view.page_table = page_table.data();
+        view.places = places.data();
+        view.logit_rows = logit_rows.data();
+    }
+};
+
+void run_plan(Plan& plan, const BoundStep& step) {
     const nb::gil_scoped_release released;
-    plan.run(step);
+    plan.run(step.view);
+}
+
+nb::list run_and_choose(Plan& plan, const BoundStep& step, nb::bytes choices, nb::bytes adjustments) {
+    std::vector<int32_t> tokens(static_cast<size_t>(step.view.num_logit_rows));
+    if (choices.size() != tokens.size() * sizeof(Choice) || adjustments.size() % sizeof(Adjustment) != 0)
+        throw std::invalid_argument("a step takes one record of a choice for each logit row, and whole adjustments");
+    ChoiceRequest request;
+    request.choices = reinterpret_cast<const Choice*>(choices.c_str());
+    request.adjustments = reinterpret_cast<const Adjustment*>(adjustments.c_str());
+    request.num_adjustments = static_cast<int64_t>(adjustments.size() / sizeof(Adjustment));
+    request.tokens = tokens.data();
+    {
+        const nb::gil_scoped_release released;
+        plan.run(step.view, &request);
+    }
+    nb::list chosen;
+    for (const int32_t token : tokens) chosen.append(token);
+    return chosen;
 }
 
 void bind_values(nb::module_& m) {
@@ -220,6 +249,8 @@ void bind_plan(nb::module_& m) {
         .def_rw("key_chain", &Record::key_chain)
         .def_rw("value_chain", &Record::value_chain)
         .def_rw("store", &Record::store);
+    nb::class_<BoundStep>(m, "BoundStep")
+        .def(nb::init<Indices, Indices, Indices, Indices, Indices, Indices, IndexTable, Indices, Indices>());
     nb::class_<Plan>(m, "Plan")
         .def(
             "__init__",
@@ -231,7 +262,9 @@ void bind_plan(nb::module_& m) {
             },
             "pool"_a, "records"_a, "max_tokens"_a, "max_sequences"_a, "max_logit_rows"_a, "max_pages_per_sequence"_a,
             "num_pages"_a, "arena_bytes"_a)
-        .def("run", &run_plan)
+        .def("run", &run_plan, "step"_a)
+        .def("run_and_choose", &run_and_choose, "step"_a, "choices"_a, "adjustments"_a)
+        .def("choose_from", &Plan::choose_from, "logits"_a, "width"_a)
         .def(
             "value",
             [](nb::handle self, const Place& place, size_t rows, size_t width) {

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ridgeline.chips.cpu import _native
 from ridgeline.chips.cpu.fusion import prepared
 from ridgeline.chips.cpu.pages import CpuPages
-from ridgeline.chips.cpu.plan import RecordWriter, lay_out
+from ridgeline.chips.cpu.plan import RecordWriter, lay_out, max_rows
 from ridgeline.chips.cpu.recorder import Node, RecordingOps, StepArray, Symbol, step_symbols
 from ridgeline.chips.cpu.weights import CpuWeight
 from ridgeline.errors import ChipError
@@ -39,7 +39,7 @@ class RecordTime:
 
 
 class CpuCompiledStep:
-    """A step that is one native call. Holds: the plan, its arena, and what its addresses point into."""
+    """A step that is one native call. Holds: the plan, its arena, what its addresses point into; the last step."""
 
     def __init__(
         self,
@@ -56,8 +56,7 @@ class CpuCompiledStep:
         self._nodes = prepared(ops.nodes, value, fuse=fuse)
         layout = lay_out(self._nodes, value, limits)
         writer = RecordWriter(layout, pages)
-        self._rows, self._width = value.rows, value.width
-        self._place = writer.place(value)
+        self._rows = value.rows
         try:
             self._plan = _native.Plan(
                 pool,
@@ -71,11 +70,35 @@ class CpuCompiledStep:
             )
         except MemoryError:
             raise ChipError(f"the system gave no memory for a step of {layout.arena_bytes} bytes") from None
+        place = writer.place(value)
+        self._values = self._plan.value(place, max_rows(value.rows, limits), value.width)
+        if value.rows is StepArray.LOGIT_ROWS:
+            self._plan.choose_from(place, value.width)
+        self._bound_step: HostStep | None = None
+        self._bound: _native.BoundStep | None = None
 
     def run(self, step: HostStep) -> npt.NDArray[np.float32]:
         """Logits (or whatever the step returns), valid until the next `run`. Raises ChipError for a lawless step."""
         try:
-            self._plan.run(
+            self._plan.run(self._bind(step))
+        except ValueError as error:
+            raise ChipError(str(error)) from error
+        return self._values[: self._num_rows(step)]
+
+    def run_and_choose(
+        self, step: HostStep, choices_B: bytes, adjustments: bytes
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """See `ChoosingStep`; the tokens are chosen in the same native call."""
+        try:
+            tokens_B = self._plan.run_and_choose(self._bind(step), choices_B, adjustments)
+        except ValueError as error:
+            raise ChipError(str(error)) from error
+        return self._values[: len(tokens_B)], tokens_B
+
+    def _bind(self, step: HostStep) -> _native.BoundStep:
+        """The step as the kernels see it; looked at only once where the same arrays come again."""
+        if step is not self._bound_step:
+            self._bound = _native.BoundStep(
                 step.token_ids_T,
                 step.positions_T,
                 step.slots_T,
@@ -86,9 +109,9 @@ class CpuCompiledStep:
                 step.places_N,
                 step.logit_rows_B,
             )
-        except ValueError as error:
-            raise ChipError(str(error)) from error
-        return self._plan.value(self._place, self._num_rows(step), self._width)
+            self._bound_step = step
+        assert self._bound is not None
+        return self._bound
 
     def _num_rows(self, step: HostStep) -> int:
         match self._rows:

@@ -150,11 +150,32 @@ void Plan::check(const StepView& step) const {
 
 // ---- a step ----
 
-void Plan::run(const StepView& step) {
+void Plan::choose_from(const Place& logits, int64_t width) {
+    logits_ = logits;
+    chooser_ = std::make_unique<Chooser>(pool_, limits_.max_logit_rows, width);
+}
+
+void Plan::run(const StepView& step, const ChoiceRequest* request) {
     check(step);
+    is_choosing_ = request != nullptr && step.num_logit_rows > 0;
+    if (is_choosing_) {
+        if (chooser_ == nullptr) throw std::invalid_argument("the plan has no logits to choose from");
+        ChoiceRequest own = *request;
+        own.logits = floats(logits_.offset);
+        own.stride = logits_.stride;
+        own.num_rows = step.num_logit_rows;
+        own.positions = step.positions;
+        own.position_of = step.logit_rows;
+        chooser_->begin(own);
+    }
     const double start = now_seconds();
     prepare_step(step);
-    pool_->run([this](int thread) { work(thread); });
+    pool_->run([this](int thread) {
+        work(thread);
+        if (!is_choosing_) return;
+        pool_->barrier(thread);
+        chooser_->work(thread);
+    });
     seconds_ = now_seconds() - start;
 }
 

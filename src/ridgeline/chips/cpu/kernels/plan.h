@@ -16,6 +16,7 @@
 #include "elementwise.h"
 #include "matmul.h"
 #include "memory.h"
+#include "sample.h"
 #include "step_view.h"
 #include "threads.h"
 
@@ -117,8 +118,11 @@ class Plan {
     // `arena_bytes` is for the values of the records; the plan adds what attention and the threads need.
     Plan(std::shared_ptr<ThreadPool> pool, std::vector<Record> records, PlanLimits limits, int64_t arena_bytes);
 
-    // Runs a step. Throws std::invalid_argument if it breaks a law of steps or a limit; nothing is changed then.
-    void run(const StepView& step);
+    // From now on tokens may be chosen from the rows of `logits`, one for each logit row.
+    void choose_from(const Place& logits, int64_t width);
+    // Runs a step. Throws std::invalid_argument if it breaks a law of steps or a limit; nothing is changed then. With a
+    // request, of which logits and positions are the plan's to fill in, tokens are chosen at the end.
+    void run(const StepView& step, const ChoiceRequest* request = nullptr);
 
     const float* value(const Place& place) const { return floats(place.offset); }
     double seconds() const { return seconds_; }
@@ -195,6 +199,10 @@ class Plan {
     int64_t scratch_bytes_ = 0, own_prepared_offset_ = 0, strip_offset_ = 0, attend_offset_ = 0, heads_offset_ = 0;
     std::unique_ptr<Counter[]> counters_;      // [record][thread]
     std::vector<const uint8_t*> first_bytes_;  // [record][thread]: where the thread begins to read
+
+    std::unique_ptr<Chooser> chooser_;
+    Place logits_;
+    bool is_choosing_ = false;
 
     StepView step_;
     std::vector<QueryBlock> blocks_;
