@@ -155,9 +155,14 @@ def speeds(report: Report, columns: Sequence[Column], rows: Sequence[str], threa
         cells = [report.cell(row, column, threads) for column in columns]
         if not any(cells):
             continue
-        loss = [f"{report.perplexity[row]['perplexity']:.3f}" if row in report.perplexity else "-"] if scored else []
-        lines.append([row, *loss, *(cell.words() if cell else "-" for cell in cells)])
-    return markdown(["", *(["perplexity"] if scored else []), *(column.title for column in columns)], lines)
+        more = []
+        if scored:
+            more.append(f"{report.perplexity[row]['perplexity']:.3f}" if row in report.perplexity else "-")
+            runs, _ = report.of(row, "prefill 512", threads)
+            more.append(f"{min(run['peak_resident_bytes'] for run in runs) / 1e6:,.0f}" if runs else "-")
+        lines.append([row, *more, *(cell.words() if cell else "-" for cell in cells)])
+    more = ["perplexity", "resident MB"] if scored else []
+    return markdown(["", *more, *(column.title for column in columns)], lines)
 
 
 def ratios(report: Report, columns: Sequence[Column], pairs: Sequence[tuple[str, str]], threads: int) -> str:
@@ -170,14 +175,17 @@ def ratios(report: Report, columns: Sequence[Column], pairs: Sequence[tuple[str,
 
 
 def shares(report: Report, rows: Sequence[str], threads: int) -> str:
-    """Prefill over the int8 loop, decode over the read loop, of the same rounds."""
+    """Prefill over the int8 loop, decode over the read loop, of the same rounds; and what a long context leaves."""
     columns = SPEEDS[:4]
     lines = []
     for row in rows:
+        cells = [report.cell(row, column, threads) for column in columns]
         found = [report.share(row, column, threads, report.limit(column)) for column in columns]
+        for short, long in (cells[:2], cells[2:]):
+            found.append(long.median / short.median if short and long else None)
         lines.append([row, *(f"{share:.0%}" if share else "-" for share in found)])
     heads = [f"{c.title} of {'int8' if c.figure is prefill else 'read'} loop" for c in columns]
-    return markdown(["", *heads], lines)
+    return markdown(["", *heads, "prefill 2048 of 512", "decode @2048 of @128"], lines)
 
 
 def row_times(report: Report, threads: int) -> dict[str, dict[int, float]]:
@@ -219,7 +227,10 @@ def section(report: Report, plots: Path) -> str:
     parts = [f"### {title}", loops(report)]
     parts += ["Tokens a second, median [least-most]:", speeds(report, SPEEDS, rows, 2, scored=True)]
     parts += ["How many times faster, median over the rounds:", ratios(report, SPEEDS, pairs, 2)]
-    parts += ["Share of the machine's own loops of the same round, at the file's bytes:", shares(report, rows, 2)]
+    parts.append(
+        "Share of the loops of the same round, at the file's bytes, and what a long context leaves of a speed:"
+    )
+    parts.append(shares(report, rows, 2))
     draw_rates(
         plots / f"peers-{report.name}.svg",
         title,
