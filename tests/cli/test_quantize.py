@@ -79,3 +79,30 @@ def test_an_output_that_exists_is_kept(call: Call, tiny: str, text: str, tmp_pat
     again = call("quantize", str(output), "-o", str(tmp_path / "again.gguf"), "--format", "q8")
     assert again.is_mistake("nothing would get smaller", "Q8_0")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_becomes_a_file(call: Call, models: Path, text: str, tmp_path: Path) -> None:
+    output = tmp_path / "small.gguf"
+    outcome = call("quantize", str(models / "tiny"), "-o", str(output), "--format", "q8", "--text", text)
+    assert outcome.status == 0, outcome.err
+    assert open_checkpoint(output).metadata["general.architecture"] == "llama"
+    assert call("chat", str(output), "-p", "hello", "--max-tokens", "4", "--quiet").status == 0
+
+
+def test_calibration_texts(call: Call, tiny: str, text: str, tmp_path: Path) -> None:
+    output = tmp_path / "small.gguf"
+    arguments = ["quantize", tiny, "-o", str(output), "--format", "q4", "--text", text]
+    assert call(*arguments, "--calibration", text).is_mistake("is the text that quality is measured on")
+    assert call(*arguments, "--calibration", str(tmp_path / "none.txt")).is_mistake("cannot be read")
+    assert not output.exists()
+    other = tmp_path / "other.txt"
+    other.write_text("in the world there are others who hold that the rain is on the hill and in the well. " * 40)
+    sizes, divergences = [], []
+    for name in (str(other), "none"):
+        kept = tmp_path / "report.json"
+        outcome = call(*arguments, "--calibration", name, "--force", "--json", str(kept))
+        assert outcome.status == 0, outcome.err
+        sizes.append(output.stat().st_size)
+        divergences.append(json.loads(kept.read_text())["quality"]["mean_kl"])
+    assert sizes[0] == sizes[1]
+    assert divergences[0] < divergences[1]

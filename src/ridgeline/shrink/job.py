@@ -19,6 +19,7 @@ from ridgeline.model.load import load_model, plan_model
 from ridgeline.ops.chip import AnyChip
 from ridgeline.quant import formats
 from ridgeline.quant.formats import Format
+from ridgeline.shrink.as_gguf import AsGguf
 from ridgeline.shrink.calibration import calibrated_tensors
 from ridgeline.shrink.distance import Summary
 from ridgeline.shrink.measure import (
@@ -123,6 +124,8 @@ def run_job(settings: Settings, stage: Stage) -> Report:
     with ExitStack() as stack:
         checkpoint = open_checkpoint(settings.source)
         stack.callback(checkpoint.close)
+        if checkpoint.kind != "gguf":
+            checkpoint = AsGguf(checkpoint)
         plan_model(checkpoint)
         tokenizer, template = open_text(checkpoint)
         text_name, text = _text(settings)

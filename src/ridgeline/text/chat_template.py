@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ridgeline.errors import ModelFileError, RequestError, UserError
@@ -71,6 +72,11 @@ class ChatTemplate:
         self._cache_folder = cache_folder
         self._compiled: dict[str, Template] = {}
         self._lock = threading.Lock()
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The templates' texts: "default", and others that the model names."""
+        return MappingProxyType(self._sources)
 
     @property
     def is_present(self) -> bool:

@@ -58,16 +58,11 @@ def open_text(model: ModelFiles, cache_folder: Path | None = None) -> tuple[Toke
     Raises:
         ModelFileError: the tokenizer is missing, damaged or of a kind that is not supported.
     """
-    is_gguf = model.kind == "gguf"
-
-    def read_spec() -> TokenizerSpec:
-        return padded(_spec_of_gguf(model) if is_gguf else _spec_of_folder(model), _head_rows(model))
-
     if cache_folder is None:
-        tokenizer = Tokenizer.from_spec(read_spec())
+        tokenizer = Tokenizer.from_spec(spec_of(model))
     else:
-        tokenizer = cached_tokenizer(cache_folder / f"vocabulary-{_digest(model)}.bin", read_spec)
-    sources = _gguf_templates(model.metadata) if is_gguf else _folder_templates(model.path)
+        tokenizer = cached_tokenizer(cache_folder / f"vocabulary-{_digest(model)}.bin", lambda: spec_of(model))
+    sources = _gguf_templates(model.metadata) if model.kind == "gguf" else _folder_templates(model.path)
     if not sources and None not in (tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")):
         sources = {"default": CHATML}
     special_tokens = {
@@ -80,6 +75,11 @@ def open_text(model: ModelFiles, cache_folder: Path | None = None) -> tuple[Toke
         if token_id is not None
     }
     return tokenizer, ChatTemplate(sources, special_tokens=special_tokens, cache_folder=cache_folder)
+
+
+def spec_of(model: ModelFiles) -> TokenizerSpec:
+    """The description of a model's tokenizer, a token for each row of its head. Raises what `open_text` does."""
+    return padded(_spec_of_gguf(model) if model.kind == "gguf" else _spec_of_folder(model), _head_rows(model))
 
 
 def _head_rows(model: ModelFiles) -> int:
