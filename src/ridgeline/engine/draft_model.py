@@ -210,7 +210,7 @@ class DraftModel:
 
     def _step(self, entries: list[BatchEntry]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         batch = Batch(entries=tuple(entries))
-        logits_BV = self._runner.run(batch)
+        logits_BV, _ = self._runner.run(batch)
         self._predictor.observe(shape_of(batch), self._runner.seconds())
         self.num_steps += 1
         return logits_BV

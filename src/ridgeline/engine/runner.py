@@ -49,13 +49,13 @@ class Runner:
         return self._choosing is not None
 
     def run(
-        self, batch: Batch, choices_B: bytes = b"", adjustments: bytes = b""
+        self, batch: Batch, choices_B: bytes | None = None, adjustments: bytes = b""
     ) -> tuple[npt.NDArray[np.float32], Sequence[int]]:
         """(logits_BV, tokens_B): for each entry in turn, the rows that it asked for. Valid until the next `run`.
 
-        Tokens are NO_TOKEN where the chip does not choose. Raises whatever the chip raises.
+        Tokens are NO_TOKEN where the chip does not choose, or is given no records. Raises whatever the chip raises.
         """
-        if self._choosing is not None:
+        if self._choosing is not None and choices_B is not None:
             return self._choosing.run_and_choose(self.arrays(batch), choices_B, adjustments)
         logits_BV = self._compiled.run(self.arrays(batch))
         return logits_BV, (NO_TOKEN,) * len(logits_BV)
