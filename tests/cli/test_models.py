@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ridgeline.chips.cpu import roofline
+from ridgeline.chips.cpu import _native, roofline
 from ridgeline.weights.stored_models import Record, keep_record
 
 
@@ -146,6 +146,18 @@ def test_doctor(call, tiny) -> None:
     outcome = call("doctor", tiny)
     assert outcome.status == 0 and outcome.err == ""
     assert "kernels: " in outcome.out and "cache folder" in outcome.out and "the weights fit" in outcome.out
+
+
+def test_doctor_says_which_kernels_run_and_which_could(call, monkeypatch) -> None:
+    monkeypatch.setenv("RIDGELINE_INSTRUCTION_SET", "portable")
+    outcome = call("doctor")
+    assert _native.set_instruction_set(_native.instruction_sets()[0])
+    assert (
+        outcome.status == 0 and "kernels: portable (of " in outcome.out and "RIDGELINE_INSTRUCTION_SET" in outcome.out
+    )
+    monkeypatch.setenv("RIDGELINE_INSTRUCTION_SET", "z80")
+    outcome = call("doctor")
+    assert outcome.status == 1 and "'z80'" in outcome.out and "allowed here are " in outcome.out
 
 
 def test_doctor_in_a_place_where_nothing_can_be_kept(call, tmp_path, monkeypatch) -> None:

@@ -25,6 +25,8 @@ def run(options: argparse.Namespace) -> int:
         facts = chip.facts()
     finally:
         chip.close()
+    for notice in chip.notices:
+        print(f"note: {notice}", file=sys.stderr)
     print(f"{facts.name}: {facts.description}\n")
     rows = [(facts.name, "measured", bytes_in_words(facts.memory_bytes),
              *_peaks(facts.bandwidth_bytes_per_second, facts.operations_per_second))]  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ridgeline.chips.cpu import _native, machine
+from ridgeline.chips.cpu import _native, instruction_set, machine
 from ridgeline.cli.words import bytes_in_words
 from ridgeline.errors import UserError
 from ridgeline.model.load import plan_model
@@ -71,12 +71,14 @@ def _machine() -> Iterator[Finding]:
     yield Finding("ok", f"ridgeline {VERSION}, Python {platform.python_version()}, {platform.platform()}")
     usable, present = machine.usable_cpus(), os.cpu_count() or 1
     yield Finding("ok", f"{machine.cpu_model()}: {usable} of {present} CPUs may be used")
-    chosen = _native.instruction_set()
-    if chosen == "portable":
-        hint = "this CPU has none of AVX2, AVX-512 or NEON dot products; answers are right but slow"
-        yield Finding("note", "kernels: portable", hint)
+    try:
+        notice = instruction_set.use_wanted()
+    except UserError as error:
+        yield Finding("FAIL", error.message, error.hint)
     else:
-        yield Finding("ok", f"kernels: {chosen}")
+        others = ", ".join(_native.instruction_sets())
+        text = f"kernels: {_native.instruction_set()} (of {others}; {instruction_set.VARIABLE} chooses another)"
+        yield Finding("note" if notice else "ok", text, notice or "")
     yield Finding("ok", f"memory available: {bytes_in_words(machine.available_memory_bytes())}")
 
 

@@ -84,6 +84,7 @@ def open_engine(
                 f"the model was made for {plan.spec.context_tokens}"
             )
         loaded = load_plan(plan, chip)
+        checkpoint.release()  # most chips have copies by now, and the others read what they need once more
         pages = chip.allocate_pages(page_layout(plan.spec, settings.kv_format), model.num_pages, limits)
         compiled = chip.compile(step_function(loaded), pages, limits)
         for notice in getattr(chip, "notices", ()):

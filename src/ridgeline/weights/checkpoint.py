@@ -41,5 +41,8 @@ class Checkpoint(Protocol):
     def fingerprint(self) -> str:
         """A hex digest that changes when the files do: over header bytes, sizes and modification times."""
 
+    def release(self) -> None:
+        """Give back the memory that tensors took when they were read; they stay valid, and can be read again."""
+
     def close(self) -> None:
         """Give back the mapping; tensors made from it are invalid from then on."""

@@ -102,6 +102,11 @@ class GgufCheckpoint:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def release(self) -> None:
+        """Give back the memory of all that was read; it is read again when it is touched."""
+        for file in self._files:
+            file.release()
+
     def close(self) -> None:
         """Let go of the files: no tensor can be had any more; those in hand keep the mapping alive."""
         self._files = []

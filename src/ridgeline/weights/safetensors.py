@@ -62,9 +62,9 @@ class SafetensorsCheckpoint:
             _refuse_quantised(folder / CONFIG_NAME, self._config["quantization_config"])
         paths, listed = _shards(folder)
         self._digest = hashlib.sha256(config_bytes)
+        self._files = [MappedFile(path) for path in paths]
         self._tensors: dict[str, HostTensor] = {}
-        for path in paths:
-            file = MappedFile(path)
+        for path, file in zip(paths, self._files, strict=True):
             tensors, size_bytes = _read_file(file)
             for name, tensor in tensors.items():
                 if name in self._tensors:
@@ -114,8 +114,14 @@ class SafetensorsCheckpoint:
         """A hex digest over the configuration and the heads, sizes and modification times of the files."""
         return self._digest.hexdigest()
 
+    def release(self) -> None:
+        """Give back the memory of all that was read; it is read again when it is touched."""
+        for file in self._files:
+            file.release()
+
     def close(self) -> None:
         """Let go of the files: no tensor can be had any more; those in hand keep the mapping alive."""
+        self._files = []
         self._tensors = {}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,6 +32,31 @@ def test_the_quota_of_version_one(tmp_path: Path) -> None:
     assert machine.usable_cpus(tmp_path) == 1
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
     assert machine.usable_cpus(tmp_path) == ALL_CPUS
+
+
+def test_groups_within_groups_each_set_a_limit(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("1:name=systemd:/elsewhere\n0::/user.slice/job.scope\n")
+    inner = tmp_path / "user.slice/job.scope"
+    inner.mkdir(parents=True)
+    (inner.parent / "cpu.max").write_text("100000 100000\n")
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert machine.usable_cpus(tmp_path, own) == 1
+    (inner / "memory.max").write_text("5000000\n")
+    (inner / "memory.current").write_text("4000000\n")
+    assert machine.available_memory_bytes(tmp_path, own_cgroup=own) == 1_000_000
+    own.write_text("0::/../../outside\n")
+    assert machine.usable_cpus(tmp_path, own) == ALL_CPUS
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")
+def test_a_process_that_may_use_one_cpu_computes_with_one_thread() -> None:
+    text = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "from ridgeline.chips.cpu import CpuChip; print(CpuChip().num_threads)"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 def test_no_files_mean_no_limit(tmp_path: Path) -> None:

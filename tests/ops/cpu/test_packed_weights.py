@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,41 @@ def test_a_damaged_file_is_made_anew_and_said_so(damage: Callable[[Path], None],
     _, weights = reopened(tmp_path, reads)
     assert_right(weights)
     assert len(reads) == 4
+
+
+def test_a_file_of_another_layout_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_weights, "LAYOUT_VERSION", "0.1")
+        reopened(tmp_path, [])
+        older = packed_file(tmp_path)
+    reads: list[str] = []
+    chip, weights = reopened(tmp_path, reads)
+    assert_right(weights)
+    assert len(reads) == 4 and chip.notices == []  # its name is another: that is what an update looks like
+    newer = packed_file(tmp_path)
+    assert newer != older and not older.exists()
+    newer.write_bytes(newer.read_bytes().replace(f'"{packed_weights.LAYOUT_VERSION}"'.encode(), b'"0.1"'))
+    chip, weights = reopened(tmp_path, reads)
+    assert_right(weights)
+    assert len(reads) == 8 and "made anew" in chip.notices[0]
+
+
+def test_a_file_from_another_machine_is_verified_before_it_is_used(tmp_path: Path) -> None:
+    """Copied, it has other times and another inode; its weights serve every instruction set."""
+    reopened(tmp_path / "there", [])
+    shutil.copytree(tmp_path / "there", tmp_path / "here")
+    file = packed_file(tmp_path / "here")
+    reads: list[str] = []
+    for name in reversed(_native.instruction_sets()):
+        assert _native.set_instruction_set(name)
+        chip, weights = reopened(tmp_path / "here", reads)
+        assert_right(weights)
+        assert reads == [] and chip.notices == []
+    damage_middle(file)
+    shutil.copytree(tmp_path / "here", tmp_path / "damaged")
+    chip, weights = reopened(tmp_path / "damaged", reads)
+    assert_right(weights)
+    assert len(reads) == 4 and "damaged" in chip.notices[0]
 
 
 def test_every_damaged_byte_of_the_weights_is_seen(tmp_path: Path) -> None:

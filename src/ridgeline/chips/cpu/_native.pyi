@@ -131,8 +131,14 @@ class Plan:
         """At the barrier before each record."""
 
 def instruction_set() -> str: ...
+def instruction_sets() -> list[str]:
+    """Names of those that this CPU can run, the best first."""
+
 def set_instruction_set(name: str) -> bool:
     """Chooses one for what is compiled from then on; false if this CPU has not got it."""
+
+def has_fast_products(format: int) -> bool:
+    """Whether the instruction set in use has kernels of its own for a format."""
 
 def activation_kind(format: int) -> int: ...
 def activation_row_bytes(kind: int, width: int) -> int: ...

@@ -306,6 +306,13 @@ NB_MODULE(_native, m) {
     m.attr("REPEATED_ROWS") = Plan::REPEATED_ROWS;
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("set_instruction_set", [](const std::string& name) { return set_instruction_set(name.c_str()); }, "name"_a);
+    m.def("instruction_sets", [] {
+        const std::vector<const char*> names = instruction_sets();
+        return std::vector<std::string>(names.begin(), names.end());
+    });
+    m.def(
+        "has_fast_products", [](int32_t format) { return has_fast_products(static_cast<FormatId>(format)); },
+        "format"_a);
     m.def(
         "activation_kind",
         [](int32_t format) { return static_cast<int32_t>(activation_kind(static_cast<FormatId>(format))); },

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ridgeline.chips.cpu import _native, machine, packed_weights, pages, roofline
+from ridgeline.chips.cpu import _native, instruction_set, machine, packed_weights, pages, roofline
 from ridgeline.chips.cpu.compiled import CpuCompiledStep
 from ridgeline.chips.cpu.pages import CpuPages
 from ridgeline.chips.cpu.recorder import Symbol
@@ -19,7 +19,7 @@ from ridgeline.chips.cpu.weights import CpuWeight
 from ridgeline.errors import UserError
 from ridgeline.ops.chip import Arithmetic, ChipFacts, HostStep, PageLayout, StepFunction, TensorSource
 from ridgeline.ops.step import StepArrays, StepLimits
-from ridgeline.quant.formats import F32, FORMATS
+from ridgeline.quant.formats import BY_NAME, F32, FORMATS
 from ridgeline.quant.tensor import HostTensor
 
 ARITHMETIC: tuple[Arithmetic, ...] = ("int8", "bf16", "fp32")
@@ -37,9 +37,13 @@ class CpuChip:
             cache_folder: where packed weights and the measured roofline are kept between runs; None keeps nothing.
             num_threads: threads that compute; by default the CPUs that this process may use.
             fuse: whether nodes are made one where that is faster; off only to test that it changes no bit.
+
+        Raises UserError for a number of threads or, in the environment, an instruction set that cannot be had.
         """
         self.notices: list[str] = []
-        """What a person should know, one line each: weights that were packed anew, and why."""
+        """What a person should know, one line each: weights that were packed anew and why, kernels that are slow."""
+        if notice := instruction_set.use_wanted():
+            self.notices.append(notice)
         self._cache_folder = cache_folder
         self._num_threads = machine.usable_cpus() if num_threads is None else num_threads
         if not 1 <= self._num_threads <= MAX_THREADS:
@@ -116,7 +120,16 @@ class CpuChip:
     def adopt(self, sources: Mapping[str, TensorSource], fingerprint: str) -> Mapping[str, CpuWeight]:
         """Weights in the kernels' layout, mapped from the cache folder where one was given."""
         folder = None if self._cache_folder is None else self._cache_folder / "packed"
+        self._say_what_is_slow(sources)
         return packed_weights.adopt(sources, fingerprint, folder, self._pool, self.notices.append)
+
+    def _say_what_is_slow(self, sources: Mapping[str, TensorSource]) -> None:
+        if _native.instruction_set() == instruction_set.PORTABLE:
+            return  # all of it is, and that was said
+        for name in sorted({source.format_name for source in sources.values() if len(source.shape) == 2}):
+            notice = instruction_set.slow_format_notice(name)
+            if not _native.has_fast_products(BY_NAME[name].gguf_type) and notice not in self.notices:
+                self.notices.append(notice)
 
     def allocate_pages(self, layout: PageLayout, num_pages: int, limits: StepLimits) -> CpuPages:
         """Room for `num_pages` pages; raises CapacityError."""

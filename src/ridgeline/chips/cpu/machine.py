@@ -11,22 +11,25 @@ import platform
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
-def usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
-    """CPUs that the scheduler may give this process: its affinity, cut by the container's quota; at least one."""
+def usable_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroup: Path = OWN_CGROUP) -> int:
+    """CPUs that the scheduler may give this process: its affinity, cut by its groups' quotas; at least one."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota(cgroup_root)
-    return max(1, affinity if quota is None else min(affinity, math.floor(quota)))
+    quotas = [_cpu_quota(folder) for folder in _own_groups(cgroup_root, own_cgroup)]
+    return max(1, min([affinity, *(math.floor(quota) for quota in quotas if quota is not None)]))
 
 
-def available_memory_bytes(cgroup_root: Path = CGROUP_ROOT, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Memory that can still be taken without pushing others out: the system's, cut by what the container has left."""
+def available_memory_bytes(
+    cgroup_root: Path = CGROUP_ROOT, meminfo: Path = Path("/proc/meminfo"), own_cgroup: Path = OWN_CGROUP
+) -> int:
+    """Memory that can still be taken without pushing others out: the system's, cut by what its groups have left."""
     free = _meminfo_bytes(meminfo, "MemAvailable")
     if free is None:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    left = _memory_left_in_cgroup(cgroup_root)
-    return free if left is None else max(0, min(free, left))
+    left = [_memory_left_in_cgroup(folder) for folder in _own_groups(cgroup_root, own_cgroup)]
+    return max(0, min([free, *(count for count in left if count is not None)]))
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -44,6 +47,16 @@ def _text(path: Path) -> str | None:
         return path.read_text()
     except OSError:
         return None
+
+
+def _own_groups(root: Path, own_cgroup: Path) -> list[Path]:
+    """The group that the process is in and those around it, up to the root of what it sees: each may set limits.
+
+    In a container the root itself is the container's group; with version 1 nothing further is looked for.
+    """
+    names = [line[3:].strip("/") for line in (_text(own_cgroup) or "").splitlines() if line.startswith("0::")]
+    parts = Path(names[0]).parts if names else ()
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1) if ".." not in parts] or [root]
 
 
 def _cpu_quota(root: Path) -> float | None:

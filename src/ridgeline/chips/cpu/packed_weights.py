@@ -89,7 +89,8 @@ def adopt(
             notice(f"packed weights stay in memory, and are packed again at the next start: {error}")
     memory = _native.Memory(total_bytes)
     array: Bytes = memory.array()
-    _write_regions(sources, regions, array, pool)
+    for region in regions:
+        _write_region(sources[region.name], region, array, pool)
     return _handles(regions, memory.address, memory)
 
 
@@ -148,18 +149,15 @@ def _planned_regions(sources: Mapping[str, TensorSource]) -> tuple[list[Region],
     return regions, offset
 
 
-def _write_regions(
-    sources: Mapping[str, TensorSource], regions: list[Region], target: Bytes, pool: _native.ThreadPool
-) -> None:
-    for region in regions:
-        tensor = sources[region.name].read()
-        assert tensor.shape == sources[region.name].shape, (tensor.name, tensor.shape)
-        out = target[region.offset_bytes : region.offset_bytes + region.size_bytes]
-        if region.rows == 0:
-            values = np.ascontiguousarray(dequantize(tensor.data, tensor.format, tensor.shape), dtype="<f4")
-            out[:] = values.view(np.uint8)
-        else:
-            _native.pack(pool, region.format, region.rows, region.width, np.ascontiguousarray(tensor.data), out)
+def _write_region(source: TensorSource, region: Region, target: Bytes, pool: _native.ThreadPool) -> None:
+    tensor = source.read()
+    assert tensor.shape == source.shape, (tensor.name, tensor.shape)
+    out = target[region.offset_bytes : region.offset_bytes + region.size_bytes]
+    if region.rows == 0:
+        values = np.ascontiguousarray(dequantize(tensor.data, tensor.format, tensor.shape), dtype="<f4")
+        out[:] = values.view(np.uint8)
+    else:
+        _native.pack(pool, region.format, region.rows, region.width, np.ascontiguousarray(tensor.data), out)
 
 
 def _handles(regions: list[Region], address: int, owner: object) -> dict[str, CpuWeight]:
@@ -189,8 +187,13 @@ def _write_file(
         os.posix_fallocate(descriptor, 0, start + max(1, size))
         with mmap.mmap(descriptor, start + max(1, size)) as mapping:
             array: Bytes = np.frombuffer(mapping, dtype=np.uint8)
-            _write_regions(sources, regions, array[start:], pool)
-            done = [replace(region, checksum=_checksum(array[start:], region, pool)) for region in regions]
+            done = []
+            for region in regions:
+                _write_region(sources[region.name], region, array[start:], pool)
+                done.append(replace(region, checksum=_checksum(array[start:], region, pool)))
+                with suppress(OSError, AttributeError):
+                    # What was written is the file's from here on, and no longer this process's memory.
+                    mapping.madvise(mmap.MADV_DONTNEED, start + region.offset_bytes, region.size_bytes)
             head = _directory(done)
             array[: len(head)] = np.frombuffer(head, dtype=np.uint8)
             del array

@@ -12,18 +12,19 @@ namespace ridgeline {
 
 namespace {
 
-const InstructionSet* find_instruction_set(const char* name) {
-    const InstructionSet* const sets[] = {avx512_instruction_set(), avx2_vnni_instruction_set(), avx2_instruction_set(),
-                                          neon_instruction_set(), &portable_instruction_set()};
-    for (const InstructionSet* set : sets) {
-        if (set != nullptr && (name == nullptr || std::strcmp(set->name, name) == 0)) return set;
+// Those that this CPU can run, the best first.
+std::vector<const InstructionSet*> available_sets() {
+    std::vector<const InstructionSet*> available;
+    for (const InstructionSet* set : {avx512_instruction_set(), avx2_vnni_instruction_set(), avx2_instruction_set(),
+                                      neon_instruction_set(), &portable_instruction_set()}) {
+        if (set != nullptr) available.push_back(set);
     }
-    return nullptr;
+    return available;
 }
 
 // The one piece of state of the kernels: which instruction set they use. Tests change it.
 std::atomic<const InstructionSet*>& chosen_set() {
-    static std::atomic<const InstructionSet*> set{find_instruction_set(nullptr)};
+    static std::atomic<const InstructionSet*> set{available_sets().front()};
     return set;
 }
 
@@ -207,10 +208,23 @@ const InstructionSet& active_instruction_set() { return *chosen_set().load(std::
 const char* instruction_set() { return active_instruction_set().description; }
 
 bool set_instruction_set(const char* name) {
-    const InstructionSet* set = find_instruction_set(name);
-    if (set == nullptr) return false;
-    chosen_set().store(set, std::memory_order_relaxed);
-    return true;
+    for (const InstructionSet* set : available_sets()) {
+        if (std::strcmp(set->name, name) != 0) continue;
+        chosen_set().store(set, std::memory_order_relaxed);
+        return true;
+    }
+    return false;
+}
+
+std::vector<const char*> instruction_sets() {
+    std::vector<const char*> names;
+    for (const InstructionSet* set : available_sets()) names.push_back(set->name);
+    return names;
+}
+
+bool has_fast_products(FormatId format) {
+    const auto index = static_cast<size_t>(format);
+    return active_instruction_set().formats[index].multiply != portable_instruction_set().formats[index].multiply;
 }
 
 void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_rows, float* y, int64_t y_stride,

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace ridgeline {
 
@@ -81,6 +82,10 @@ void matmul(const PackedMatrix& matrix, const uint8_t* prepared, int64_t num_row
 // cannot run it). Names: "avx512", "avx2-vnni", "avx2", "portable" (on Arm: "neon", "portable").
 const char* instruction_set();
 bool set_instruction_set(const char* name);
+// Those that this CPU can run, the best first.
+std::vector<const char*> instruction_sets();
+// Whether the one in use has kernels of its own for a format's products.
+bool has_fast_products(FormatId format);
 
 // Loops that measure the chip's roofline, run on `thread` of a pool; each returns operations or bytes done in
 // `seconds`.
