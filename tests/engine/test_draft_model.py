@@ -83,7 +83,8 @@ def test_a_model_that_guesses_for_itself_is_always_right(folder, chip, kv_format
     """Its pages, positions and prefixes must then be the very ones of the model: any mistake there is a wrong guess."""
     engine = opened(folder, chip, kv_format, "model.gguf")
     model = engine._speculation._draft_model
-    # As if its steps took no time, so that it is asked whatever this machine is doing.
+    # As if its steps took no time and those of the model one time, so that it is asked whatever this machine is doing.
+    engine._speculation._predict = None
     model.seconds = lambda group, count: 0.0
     model.reading_seconds = lambda group: 0.0
     sampling = SamplingParams(max_tokens=120, temperature=0.0, ignore_eos=True)
@@ -105,6 +106,8 @@ def test_a_model_that_guesses_for_itself_is_always_right(folder, chip, kv_format
 
 def test_a_model_that_is_always_wrong_is_asked_less_and_less(folder) -> None:
     engine = opened(folder, "reference", "f32", "other.gguf")
+    engine._speculation._predict = None
+    engine._speculation._draft_model.seconds = lambda group, count: 0.3 * count
     sampling = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
     engine.add(Request(request_id="r", prompt_token_ids=BASE[:60], sampling=sampling, seed=0))
     while engine.has_work():
