@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_told(call: Call, tiny: str, text: str, tmp_path: P
 
 def test_mistakes(call: Call, tiny: str, text: str, tmp_path: Path) -> None:
     output = str(tmp_path / "small.gguf")
-    assert call("quantize", tiny, "-o", output, "--format", "q5").is_mistake("q5", "q4-high")
+    assert call("quantize", tiny, "-o", output, "--format", "q7").is_mistake("q7", "q4-high")
     assert call("quantize", tiny, "-o", str(tmp_path / "small.bin")).is_mistake(".gguf")
     assert call("quantize", tiny, "-o", str(tmp_path / "no" / "small.gguf")).is_mistake("no such folder")
     assert call("quantize", tiny, "-o", output, "--text", str(tmp_path / "none.txt")).is_mistake("cannot be read")

@@ -51,6 +51,15 @@ def test_the_output_is_the_embedding_where_they_are_tied() -> None:
     assert (apart[0].wanted, apart[1].wanted) == (mix.embedding, mix.output)
 
 
+def test_sensitive_matrices_keep_more() -> None:
+    mix = mix_named("q4-high")
+    made = choices(
+        mix, [(f"blk.3.{name}.weight", (8, 256), formats.F16) for name in ("attn_v", "ffn_down", "ffn_up", "attn_q")]
+    )
+    assert [choice.chosen for choice in made] == [mix.sensitive, mix.sensitive, mix.body, mix.body]
+    assert mix.sensitive.bits_per_weight > mix.body.bits_per_weight
+
+
 def test_what_stands_in_is_told() -> None:
     (choice,) = choices(mix_named("Q4_K"), [("blk.0.attn_q.weight", (8, 896), formats.BF16)])
     assert choice.chosen is formats.IQ4_NL
@@ -63,7 +72,9 @@ def test_known_names(name: str) -> None:
 
 
 def test_unknown_names_are_told_what_there_is() -> None:
-    with pytest.raises(UserError, match="there is no format 'q4-hihg'; there are the mixes q8, q4-high, q4") as caught:
+    with pytest.raises(
+        UserError, match="there is no format 'q4-hihg'; there are the mixes q8, q5, q4-high, q4"
+    ) as caught:
         mix_named("q4-hihg")
     assert caught.value.hint == "did you mean q4-high?"
     with pytest.raises(UserError):

@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     quantize.add_argument("-o", "--output", required=True, metavar="OUT.gguf", help="the file to write")
     quantize.add_argument("--format", default="q4", metavar="MIX",
-                          help="q8, q4-high, q4, or one format of GGUF files such as Q5_K (default: q4)")  # fmt: skip
+                          help="q8, q5, q4-high, q4 (default), or one format of GGUF files such as Q5_K")  # fmt: skip
     quantize.add_argument("--text", metavar="FILE", help="measure quality on this text (default: one that comes along)")
     quantize.add_argument("--calibration", default="own", metavar="FILE",
                           help="round weights for the inputs that this text makes; own: for what the model itself "

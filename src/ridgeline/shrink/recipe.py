@@ -34,34 +34,28 @@ class Mix:
     summary: str
     body: Format
     """Of the matrices of the layers."""
+    sensitive: Format
+    """Of those among them whose errors reach the answer with least in between: see `SENSITIVE`."""
     output: Format
     """Of the matrix that makes logits, which is also the embedding where the two are tied."""
     embedding: Format
     """Of an embedding that is only looked up: a token reads one row of it."""
 
 
+SENSITIVE = ("attn_v.weight", "ffn_down.weight")
+"""How the names of sensitive matrices end: values pass attention as they are, and what `down` makes goes straight into
+the stream that all later layers read."""
+
+
+def _mix(name: str, summary: str, body: Format, sensitive: Format, output: Format, embedding: Format) -> Mix:
+    return Mix(name=name, summary=summary, body=body, sensitive=sensitive, output=output, embedding=embedding)
+
+
 MIXES: tuple[Mix, ...] = (
-    Mix(
-        name="q8",
-        summary="8.5 bits a weight everywhere; nothing to be seen of it",
-        body=formats.Q8_0,
-        output=formats.Q8_0,
-        embedding=formats.Q8_0,
-    ),
-    Mix(
-        name="q4-high",
-        summary="about 5 bits: matrices that lose most keep more bits",
-        body=formats.Q5_K,
-        output=formats.Q6_K,
-        embedding=formats.Q6_K,
-    ),
-    Mix(
-        name="q4",
-        summary="about 4.5 bits: the smallest that is worth having",
-        body=formats.Q4_K,
-        output=formats.Q6_K,
-        embedding=formats.Q6_K,
-    ),
+    _mix("q8", "8.5 bits a weight", formats.Q8_0, formats.Q8_0, formats.Q8_0, formats.Q8_0),
+    _mix("q5", "5.5 bits a weight", formats.Q5_K, formats.Q5_K, formats.Q6_K, formats.Q6_K),
+    _mix("q4-high", "about 4.8 bits a weight", formats.Q4_K, formats.Q5_K, formats.Q6_K, formats.Q6_K),
+    _mix("q4", "about 4.5 bits a weight", formats.Q4_K, formats.Q4_K, formats.Q5_K, formats.Q6_K),
 )
 DEFAULT_MIX = "q4"
 
@@ -101,7 +95,7 @@ def mix_named(name: str) -> Mix:
             return mix
     wanted = formats.BY_NAME.get(name.upper())
     if wanted is not None and wanted is not formats.F32:
-        return Mix(name=wanted.name, summary="one format", body=wanted, output=wanted, embedding=wanted)
+        return _mix(wanted.name, "one format", wanted, wanted, wanted, wanted)
     known = [*(mix.name for mix in MIXES), *(entry.name for entry in formats.FORMATS if entry is not formats.F32)]
     near = difflib.get_close_matches(name.lower(), [entry.lower() for entry in known], n=1)
     raise UserError(
@@ -135,7 +129,9 @@ def choices(mix: Mix, tensors: Iterable[tuple[str, tuple[int, ...], Format]]) ->
 def _wanted(mix: Mix, name: str, is_tied: bool) -> Format:
     if name == OUTPUT or (name == EMBEDDING and is_tied):
         return mix.output
-    return mix.embedding if name == EMBEDDING else mix.body
+    if name == EMBEDDING:
+        return mix.embedding
+    return mix.sensitive if name.endswith(SENSITIVE) else mix.body
 
 
 def fitting(wanted: Format, width: int) -> Format:
