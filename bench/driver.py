@@ -47,7 +47,8 @@ class Place:
     def variables(self, row: Row) -> dict[str, str]:
         words = {"folder": str(self.folder), "environment": str(self.environment(row))}
         told = {name: value.format(**words) for name, value in row.variables.items()}
-        return {**os.environ, "OMP_NUM_THREADS": str(self.num_threads), **told}
+        ours = {"OMP_NUM_THREADS": str(self.num_threads), "RIDGELINE_CACHE": str(self.cache_folder)}
+        return {**os.environ, **ours, **told}
 
     def pin(self) -> None:
         """Keep the calling process on as many CPUs as there are threads."""
@@ -111,12 +112,9 @@ def load(row: Row, place: Place, model: Path, sizes: Mapping[str, int]) -> Drive
     logs = place.folder / "logs"
     logs.mkdir(exist_ok=True)
     driver = Driver(row, place, logs / f"{row.name.replace(' ', '-')}.txt")
-    options = dict(row.options)
-    if row.environment == "ridgeline":
-        options["cache_folder"] = str(place.cache_folder)
     path = str(place.weights(row, model))
     try:
-        driver.ask("load", model=path, num_threads=place.num_threads, options=options, **sizes)
+        driver.ask("load", model=path, num_threads=place.num_threads, **sizes)
     except PeerError:
         driver.__exit__()
         raise

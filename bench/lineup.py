@@ -23,7 +23,6 @@ class Row:
     """The program in bench/peers that drives it."""
     weights: str = FROM_FILE
     """FROM_FILE, or the name of a folder below `models/MODEL/` of the folder of all peers."""
-    options: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of its environment; {folder} and {environment} stand for those folders."""
     server: tuple[str, ...] = ()
@@ -64,7 +63,7 @@ ROWS = (
         name="ridgeline avx2",
         environment="ridgeline",
         adapter="drive_ridgeline.py",
-        options={"instruction_set": "avx2"},
+        variables={"RIDGELINE_INSTRUCTION_SET": "avx2"},
     ),
     Row(
         name="llama.cpp avx2",

@@ -15,9 +15,7 @@ import protocol
 class OnnxruntimeAdapter:
     """Holds the model."""
 
-    def load(
-        self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int, options: dict[str, Any]
-    ) -> None:
+    def load(self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int) -> None:
         # The number of threads is told by the model's own configuration only.
         path = Path(model) / "genai_config.json"
         config = json.loads(path.read_text())

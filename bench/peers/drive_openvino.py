@@ -22,9 +22,7 @@ class OpenvinoAdapter:
     def __init__(self) -> None:
         self._numbers = count()
 
-    def load(
-        self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int, options: dict[str, Any]
-    ) -> None:
+    def load(self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int) -> None:
         self._folder, self._num_threads = Path(model), num_threads
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = CACHE_GIGABYTES

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import time
 from itertools import count
-from typing import Any
 
 import protocol
 
-from ridgeline.chips.cpu import _native
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
@@ -20,26 +18,20 @@ from ridgeline.request.sampling_params import SamplingParams
 
 
 class RidgelineAdapter:
-    """Holds the engine. Options: "instruction_set", "cache_folder"."""
+    """Holds the engine."""
 
     _engine: Engine
 
     def __init__(self) -> None:
         self._numbers = count()
 
-    def load(
-        self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int, options: dict[str, Any]
-    ) -> None:
-        instruction_set = options.get("instruction_set")
-        if instruction_set is not None and not _native.set_instruction_set(instruction_set):
-            raise ValueError(f"this machine does not run {instruction_set}")
+    def load(self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int) -> None:
         settings = EngineSettings(
             model=model,
             num_threads=num_threads,
             context_tokens=context_tokens,
             goal_seconds_per_token=float("inf"),
             speculation=False,
-            cache_folder=options.get("cache_folder"),
         )
         self._engine = open_engine(settings)
 

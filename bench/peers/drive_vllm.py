@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from itertools import count
-from typing import Any
 
 import protocol
 from vllm import LLM, SamplingParams, TokensPrompt
@@ -16,9 +15,7 @@ class VllmAdapter:
     def __init__(self) -> None:
         self._numbers = count()
 
-    def load(
-        self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int, options: dict[str, Any]
-    ) -> None:
+    def load(self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int) -> None:
         self._llm = LLM(
             model,
             dtype="bfloat16",

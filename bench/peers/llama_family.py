@@ -46,9 +46,7 @@ class LlamaAdapter:
         self._context: Any = None
         self._capacity = (0, 0)
 
-    def load(
-        self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int, options: dict[str, Any]
-    ) -> None:
+    def load(self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int) -> None:
         api = self._api
         api.llama_backend_init()
         parameters = api.llama_model_default_params()

@@ -1,6 +1,6 @@
 """How `bench/peers.py` talks with the process that holds an engine: a line of JSON asks, a line of JSON answers.
 
-    {"ask": "load", "model": PATH, "num_threads": 2, "context_tokens": 4096, "num_sequences": 32, "options": {...}}
+    {"ask": "load", "model": PATH, "num_threads": 2, "context_tokens": 4096, "num_sequences": 32}
         -> {"seconds": ...}
     {"ask": "generate", "prompts": [[ids]...], "new_tokens": n}
         -> {"seconds": all new tokens of all prompts, from nothing, "first_seconds": until each prompt has its first}
@@ -26,9 +26,7 @@ TokenIds = list[int]
 class Adapter(Protocol):
     """An engine, as a benchmark sees it. Ends of sequences are ignored, prompts share nothing with earlier ones."""
 
-    def load(
-        self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int, options: dict[str, Any]
-    ) -> None:
+    def load(self, *, model: str, num_threads: int, context_tokens: int, num_sequences: int) -> None:
         """Open the model for contexts of up to `context_tokens` tokens, up to `num_sequences` at once."""
 
     def generate(self, prompts: list[TokenIds], new_tokens: int) -> tuple[float, float | None]:
