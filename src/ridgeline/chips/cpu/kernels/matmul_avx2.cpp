@@ -1,11 +1,9 @@
-// The AVX2 instruction sets (with and without AVX-VNNI): their tables, plain formats and preparation of activations.
+// The AVX2 instruction sets (with and without AVX-VNNI): their tables and plain formats.
 #include "matmul_avx2.h"
 
 #if defined(__x86_64__)
 
 #include <immintrin.h>
-
-#include <cstring>
 
 #include "cpu_features.h"
 #include "scalar_numbers.h"
@@ -113,103 +111,6 @@ void multiply_plain(const uint8_t* records, int64_t num_groups, const uint8_t* p
     }
 }
 
-int32_t sum_of(__m256i eight) {
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-}
-
-// Of numbers below 2^31.
-int32_t largest_of(__m256i eight) {
-    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-}
-
-// Lines 2i and 2i + 1 of a group, one value in each place: to the largest of the four, in all four places.
-__m256i largest_of_lines(__m256i magnitudes) {
-    const __m256i pairs = _mm256_max_epi32(magnitudes, _mm256_shuffle_epi32(magnitudes, 0x4e));
-    return _mm256_max_epi32(pairs, _mm256_shuffle_epi32(pairs, 0xb1));
-}
-
-// 32 numbers of 8 bits, from four times 8 of 32. Packing works on halves of the registers: afterwards words of four
-// bytes are out of order.
-__m256i packed_bytes_of(const __m256i codes[4]) {
-    const __m256i mixed =
-        _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3]));
-    return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
-
-// Which lines are extended, found from the largest magnitudes of the lines; returns the largest of the others, as bits.
-int32_t extend_lines(__m256i lines, ActivationGroup* group, uint32_t& left) {
-    int32_t rest = largest_of(lines);
-    left = 0xff;
-    for (int i = 0; i < EXTENDED_LINES; ++i) {
-        const __m256i equal = _mm256_cmpeq_epi32(lines, _mm256_set1_epi32(rest));
-        const int line = __builtin_ctz(static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(equal))) & left);
-        group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * line);
-        group->in_first[i] = line < GROUP_LINES / 2 ? 0xffff : 0;
-        left &= ~(1u << line);
-        const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-        const __m256i is_left =
-            _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(left)), bits), bits);
-        rest = largest_of(_mm256_and_si256(lines, is_left));
-    }
-    return rest;
-}
-
-void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
-    auto* group = reinterpret_cast<ActivationGroup*>(prepared);
-    const __m256i magnitude_bits = _mm256_set1_epi32(0x7fffffff);
-    for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
-        __m256 values[4];
-        __m256i lines[4];
-        // Magnitudes are compared as integers, so that a NaN wins and reaches the scale.
-        for (int i = 0; i < 4; ++i) {
-            values[i] = _mm256_loadu_ps(x + 8 * i);
-            lines[i] = largest_of_lines(_mm256_and_si256(_mm256_castps_si256(values[i]), magnitude_bits));
-        }
-        // 64-bit words 0 and 2 of each: line 2i and 2i + 1.
-        const __m256i low = _mm256_blend_epi32(lines[0], lines[1], 0x22),
-                      high = _mm256_blend_epi32(lines[2], lines[3], 0x22);
-        const __m256i mixed = _mm256_unpacklo_epi64(low, high);  // lines 0 2 4 6, 1 3 5 7
-        const __m256i in_order = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        const float largest = bits_to_float(static_cast<uint32_t>(largest_of(in_order)));
-        *group = {};
-        uint32_t left;
-        const int32_t rest = extend_lines(in_order, group, left);
-        const GroupScale scale = group_scale(largest, bits_to_float(static_cast<uint32_t>(rest)));
-        const __m256 inverse = _mm256_set1_ps(scale.inverse);
-        __m256i codes[4], parts[4], sums[4];
-        for (int i = 0; i < 4; ++i) {
-            const __m256i bits = _mm256_setr_epi32(1, 1, 1, 1, 2, 2, 2, 2);
-            const __m256i is_left =
-                _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(left >> (2 * i))), bits), bits);
-            const __m256 limit = _mm256_blendv_ps(_mm256_set1_ps(EXTENDED_LIMIT), _mm256_set1_ps(CODE_LIMIT),
-                                                  _mm256_castsi256_ps(is_left));
-            // Not a number: the maximum is its second operand; the scale carries it.
-            const __m256 scaled =
-                _mm256_max_ps(_mm256_mul_ps(values[i], inverse), _mm256_sub_ps(_mm256_setzero_ps(), limit));
-            sums[i] = _mm256_cvtps_epi32(_mm256_min_ps(scaled, limit));
-            parts[i] = _mm256_andnot_si256(
-                is_left, _mm256_srai_epi32(_mm256_add_epi32(sums[i], _mm256_set1_epi32(EXTENSION / 2)), 7));
-            codes[i] = _mm256_sub_epi32(sums[i], _mm256_slli_epi32(parts[i], 7));
-        }
-        const int32_t sum_first = sum_of(_mm256_add_epi32(sums[0], sums[1]));
-        const int32_t sum = sum_first + sum_of(_mm256_add_epi32(sums[2], sums[3]));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(group->codes), packed_bytes_of(codes));
-        alignas(32) int8_t high_parts[GROUP_VALUES];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(high_parts), packed_bytes_of(parts));
-        for (int i = 0; i < EXTENDED_LINES; ++i) {
-            std::memcpy(group->high[i], high_parts + group->line_offset[i] / (LINE_BYTES / LINE_VALUES), LINE_VALUES);
-        }
-        group->scale = scale.scale;
-        group->minus_sum = -sum;
-        group->scaled_sum = group->scale * static_cast<float>(sum);
-        group->minus_sum_first = -sum_first;
-    }
-}
-
 #define ALL_YMM \
     "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm14", "ymm15"
 
@@ -292,7 +193,7 @@ InstructionSet make_set(bool has_vnni) {
     set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<F32>};
     set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<F32>};
     set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_plain<Bf16>};
-    set.prepare_int8 = prepare_int8_portable;
+    set.prepare_int8 = prepare_int8;
     set.int8_loop = has_vnni ? int8_vnni_loop : int8_loop;
     set.bf16_loop = fp32_loop;
     set.fp32_loop = fp32_loop;

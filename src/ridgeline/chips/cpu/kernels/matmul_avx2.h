@@ -12,4 +12,7 @@ namespace ridgeline::avx2 {
 FormatKernels kernels_with_vnni(FormatId format);   // vpdpbusd
 FormatKernels kernels_with_pairs(FormatId format);  // vpmaddubsw
 
+// PrepareFunction.
+void prepare_int8(const float* x, int64_t width, uint8_t* prepared);
+
 }  // namespace ridgeline::avx2

@@ -64,13 +64,9 @@ struct Pairs {
     }
     template <Traits t>
     [[gnu::always_inline]] static __m256i extended(__m256i begin, __m256i w0, __m256i x0, __m256i w1, __m256i x1) {
-        __m256i dot;
-        if constexpr (lines_in_16_bits(t.code_bits) >= 2) {
-            const __m256i pairs = _mm256_add_epi16(multiplied<t>(w0, x0), multiplied<t>(w1, x1));
-            dot = _mm256_madd_epi16(pairs, _mm256_set1_epi16(EXTENSION));
-        } else {
-            dot = _mm256_add_epi32(product<t>(w0, x0), product<t>(w1, x1));
-        }
+        // In every column one of the two is zero: their sum fits where one of them does.
+        const __m256i pairs = _mm256_add_epi16(multiplied<t>(w0, x0), multiplied<t>(w1, x1));
+        const __m256i dot = _mm256_madd_epi16(pairs, _mm256_set1_epi16(EXTENSION));
         return t.zero == 0 ? dot : _mm256_add_epi32(dot, begin);
     }
 };

@@ -6,6 +6,7 @@ set(RIDGELINE_MATMUL_SOURCES
     matmul.cpp
     matmul_avx2.cpp
     matmul_avx2_pairs.cpp
+    matmul_avx2_prepare.cpp
     matmul_avx2_vnni.cpp
     matmul_avx512.cpp
     matmul_avx512_bf16.cpp
@@ -36,6 +37,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_bf16.cpp"
                APPEND PROPERTY COMPILE_OPTIONS ${avx512_flags} -mavx512bf16)
   set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_pairs.cpp"
+                      "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_prepare.cpp"
                       "${CMAKE_CURRENT_LIST_DIR}/matmul_avx2_vnni.cpp"
                APPEND PROPERTY COMPILE_OPTIONS -mavx2 -mfma -mf16c)
 endif()
