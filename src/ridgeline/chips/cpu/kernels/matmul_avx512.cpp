@@ -1,11 +1,9 @@
-// The AVX-512 instruction set: its table, its plain formats and its preparation of activations.
+// The AVX-512 instruction set: its table and its plain formats.
 #include "matmul_avx512.h"
 
 #if defined(__x86_64__)
 
 #include <immintrin.h>
-
-#include <cstring>
 
 #include "cpu_features.h"
 #include "scalar_numbers.h"
@@ -89,101 +87,6 @@ void multiply_f32(const uint8_t* weights, int64_t num_groups, const uint8_t* pre
 void multiply_f16_direct(const uint8_t* groups, uint8_t*, int64_t num_groups, const uint8_t* prepared,
                          int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead) {
     multiply_f32<F16Weights>(groups, num_groups, prepared, row_bytes, num_rows, sums, ahead);
-}
-
-// The largest of every four neighbours, in all four places.
-__m512i largest_of_lines(__m512i magnitudes) {
-    const __m512i pairs = _mm512_max_epu32(magnitudes, _mm512_shuffle_epi32(magnitudes, _MM_PERM_BADC));
-    return _mm512_max_epu32(pairs, _mm512_shuffle_epi32(pairs, _MM_PERM_CDAB));
-}
-
-uint32_t largest_of(__m256i eight) {
-    __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1))));
-}
-
-// Codes of 16 values; where `extended` is set they have 16 bits.
-__m512i codes_of(__m512 values, float inverse, __mmask16 extended) {
-    const __m512 limit = _mm512_mask_mov_ps(_mm512_set1_ps(CODE_LIMIT), extended, _mm512_set1_ps(EXTENDED_LIMIT));
-    const __m512 least = _mm512_sub_ps(_mm512_setzero_ps(), limit);
-    // Not a number: the maximum is its second operand; the scale carries it.
-    const __m512 scaled = _mm512_max_ps(_mm512_mul_ps(values, _mm512_set1_ps(inverse)), least);
-    return _mm512_cvtps_epi32(_mm512_min_ps(scaled, limit));
-}
-
-__m512i high_part(__m512i codes, __mmask16 extended) {
-    return _mm512_maskz_srai_epi32(extended, _mm512_add_epi32(codes, _mm512_set1_epi32(EXTENSION / 2)), 7);
-}
-
-// The largest of every line, lines in order.
-__m256i lines_of(__m512i low, __m512i high) {
-    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
-    return _mm512_castsi512_si256(_mm512_permutex2var_epi32(largest_of_lines(low), firsts, largest_of_lines(high)));
-}
-
-// Of eight lines the first that is the largest.
-int first_largest(__m256i lines, uint32_t largest) {
-    return __builtin_ctz(_mm256_cmpeq_epi32_mask(lines, _mm256_set1_epi32(static_cast<int>(largest))));
-}
-
-void prepare_int8(const float* x, int64_t width, uint8_t* prepared) {
-    auto* group = reinterpret_cast<ActivationGroup*>(prepared);
-    const __m512i magnitude_bits = _mm512_set1_epi32(0x7fffffff);
-    for (int64_t begin = 0; begin < width; begin += GROUP_VALUES, ++group, x += GROUP_VALUES) {
-        const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
-        const __m512i low_magnitudes = _mm512_and_si512(_mm512_castps_si512(low), magnitude_bits);
-        const __m512i high_magnitudes = _mm512_and_si512(_mm512_castps_si512(high), magnitude_bits);
-        const auto magnitudes_of = [&](int line) {
-            const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + LINE_VALUES * line));
-            return _mm_and_si128(values, _mm_set1_epi32(0x7fffffff));
-        };
-        // The line of the largest magnitude, and that of the largest in other columns.
-        const __m256i lines = lines_of(low_magnitudes, high_magnitudes);
-        const uint32_t largest = largest_of(lines);
-        const int first = first_largest(lines, largest);
-        const __m128i in_first = magnitudes_of(first);
-        const uint32_t is_largest = _mm_cmpeq_epi32_mask(in_first, _mm_set1_epi32(static_cast<int>(largest)));
-        const auto others = static_cast<__mmask16>(~(0x1111u * (is_largest & -is_largest)));
-        const __m256i other_lines = _mm256_maskz_mov_epi32(
-            static_cast<__mmask8>(~(1u << first)),
-            lines_of(_mm512_maskz_mov_epi32(others, low_magnitudes), _mm512_maskz_mov_epi32(others, high_magnitudes)));
-        uint32_t second_bits =
-            _mm256_cmpeq_epi32_mask(other_lines, _mm256_set1_epi32(static_cast<int>(largest_of(other_lines))));
-        second_bits &= ~(1u << first);
-        const int second = __builtin_ctz(second_bits);
-        // One bit for each value: the larger of the two in every column.
-        const uint32_t from_second = _mm_cmpgt_epu32_mask(magnitudes_of(second), in_first);
-        const uint32_t extended = (~from_second & 15u) << (LINE_VALUES * first) | from_second << (LINE_VALUES * second);
-        const auto low_extended = static_cast<__mmask16>(extended),
-                   high_extended = static_cast<__mmask16>(extended >> 16);
-        const uint32_t rest = _mm512_reduce_max_epu32(
-            _mm512_max_epu32(_mm512_maskz_mov_epi32(static_cast<__mmask16>(~low_extended), low_magnitudes),
-                             _mm512_maskz_mov_epi32(static_cast<__mmask16>(~high_extended), high_magnitudes)));
-        const GroupScale scale = group_scale(bits_to_float(largest), bits_to_float(rest));
-        const __m512i low_codes = codes_of(low, scale.inverse, low_extended);
-        const __m512i high_codes = codes_of(high, scale.inverse, high_extended);
-        const __m512i low_high = high_part(low_codes, low_extended), high_high = high_part(high_codes, high_extended);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes),
-                         _mm512_cvtepi32_epi8(_mm512_sub_epi32(low_codes, _mm512_slli_epi32(low_high, 7))));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(group->codes + 16),
-                         _mm512_cvtepi32_epi8(_mm512_sub_epi32(high_codes, _mm512_slli_epi32(high_high, 7))));
-        alignas(16) int8_t parts[GROUP_VALUES];
-        _mm_store_si128(reinterpret_cast<__m128i*>(parts), _mm512_cvtepi32_epi8(low_high));
-        _mm_store_si128(reinterpret_cast<__m128i*>(parts + 16), _mm512_cvtepi32_epi8(high_high));
-        const int both[2] = {first, second};
-        for (int i = 0; i < 2; ++i) {
-            std::memcpy(group->high[i], parts + LINE_VALUES * both[i], LINE_VALUES);
-            group->line_offset[i] = static_cast<uint16_t>(LINE_BYTES * both[i]);
-            group->in_first[i] = both[i] < GROUP_LINES / 2 ? 0xffff : 0;
-        }
-        const int32_t sum_first = _mm512_reduce_add_epi32(low_codes);
-        const int32_t sum = sum_first + _mm512_reduce_add_epi32(high_codes);
-        group->scale = scale.scale;
-        group->minus_sum = -sum;
-        group->scaled_sum = group->scale * static_cast<float>(sum);
-        group->minus_sum_first = -sum_first;
-    }
 }
 
 double fp32_loop(int64_t repeats) {

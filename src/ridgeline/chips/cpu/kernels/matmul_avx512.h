@@ -9,6 +9,8 @@ namespace ridgeline::avx512 {
 // format without minimum is 128.
 FormatKernels unpackers(FormatId format);
 
+void prepare_int8(const float* x, int64_t width, uint8_t* prepared);
+
 // Products of int8 records: one scale for 32 or for 16 inputs, without and with minimum.
 void multiply_32(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
                  float* sums, const Ahead& ahead);

@@ -130,8 +130,14 @@ namespace {
     "vcvtdq2ps " QUAD_DOT_##T##_##R ", " QUAD_DOT_##T##_##R "\n\t" \
     "vpaddd " OFFSET "+" #T "*%c[tile](%[w],%[line0]), %%zmm29, " Q "\n\t" \
     "vfmadd231ps " Q ", " QUAD_DOT_##T##_##R ", " QUAD_SUM_##T##_##R "\n\t"
-#define SCALE(R, OFFSET) \
-    FIND_SCALE(R) \
+#define FIND_SCALE_AGAIN(R) \
+    "mov 32" QUAD_ROW_##R ", %k[line0]\n\t" \
+    "shr $15, %k[line0]\n\t" \
+    "and $0xc0, %k[line0]\n\t" \
+    "vpbroadcastd 32" QUAD_ROW_##R ", %%zmm29\n\t"
+#define SCALE(R, OFFSET) FIND_SCALE(R) SCALE_TILES(R, OFFSET)
+#define SCALE_AGAIN(R, OFFSET) FIND_SCALE_AGAIN(R) SCALE_TILES(R, OFFSET)
+#define SCALE_TILES(R, OFFSET) \
     SCALE_TILE(R, 0, "%%zmm30", OFFSET) SCALE_TILE(R, 1, "%%zmm31", OFFSET) \
     SCALE_TILE(R, 2, "%%zmm30", OFFSET) SCALE_TILE(R, 3, "%%zmm31", OFFSET)
 // sum += minimum * sum of the activations
@@ -160,51 +166,58 @@ namespace {
 #define QUAD_32(N) ROWS_##N(BEGIN_WITH_SUM, 0) QUAD_GROUP_##N ROWS_##N(SCALE_32, 0)
 #define QUAD_32_MINIMUM(N) ROWS_##N(BEGIN_WITH_ZERO, 0) QUAD_GROUP_##N ROWS_##N(SCALE_32_MINIMUM, 0)
 
-// Groups with a scale for each half: extended values of the other half are multiplied with zero.
-#define HIGH_OF_FIRST(R) \
-    "kmovw 60" QUAD_ROW_##R ", %%k4\n\t" \
-    "kmovw 62" QUAD_ROW_##R ", %%k5\n\t"
-#define HIGH_OF_SECOND(R) HIGH_OF_FIRST(R) "knotw %%k4, %%k4\n\tknotw %%k5, %%k5\n\t"
-#define START_HALF(R, MASKS) \
+// Groups with a scale for each half: codes at the extended values are looked up once, and multiplied with the high parts
+// of the first half and with those of the second. The products of the second half begin with what this leaves in
+// `seconds`.
+#define LOAD_HIGH_OF_HALVES(R) \
     FIND_LINES(R) \
-    MASKS(R) \
+    "kmovw 60" QUAD_ROW_##R ", %%k4\n\t" \
+    "kmovw 62" QUAD_ROW_##R ", %%k5\n\t" \
     "vpbroadcastd 48" QUAD_ROW_##R ", %%zmm29%{%%k4%}%{z%}\n\t" \
     "vpbroadcastd 52" QUAD_ROW_##R ", %%zmm30\n\t" \
-    "vptestmb %%zmm30, %%zmm30, " SECOND_##R "\n\t" \
-    "vpord %%zmm30, %%zmm29, %%zmm29%{%%k5%}\n\t"
-#define START_TILE(R, T, W) \
-    "vmovdqa64 " #T "*%c[tile](%[w],%[line0]), " W "\n\t" \
-    "vpblendmb " #T "*%c[tile](%[w],%[line1]), " W ", " W "%{" SECOND_##R "%}\n\t" \
-    "vpdpbusd %%zmm29, " W ", " QUAD_DOT_##T##_##R "\n\t" \
-    "vpslld $7, " QUAD_DOT_##T##_##R ", " QUAD_DOT_##T##_##R "\n\t"
+    "vptestmb %%zmm30, %%zmm30, %%k1\n\t" \
+    "vpord %%zmm30, %%zmm29, %%zmm29%{%%k5%}\n\t" \
+    "vpord 48" QUAD_ROW_##R "%{1to16%}, %%zmm30, %%zmm30\n\t" \
+    "vpxord %%zmm29, %%zmm30, %%zmm30\n\t"
+#define START_TILE(R, T, Q) \
+    "vmovdqa64 " #T "*%c[tile](%[w],%[line0]), %%zmm27\n\t" \
+    "vpblendmb " #T "*%c[tile](%[w],%[line1]), %%zmm27, %%zmm27%{%%k1%}\n\t" \
+    "vmovdqa64 %%zmm31, " Q "\n\t" \
+    "vpdpbusd %%zmm29, %%zmm27, " QUAD_DOT_##T##_##R "\n\t" \
+    "vpdpbusd %%zmm30, %%zmm27, " Q "\n\t" \
+    "vpslld $7, " QUAD_DOT_##T##_##R ", " QUAD_DOT_##T##_##R "\n\t" \
+    "vpslld $7, " Q ", " Q "\n\t" \
+    "vmovdqa64 " Q ", 256*" #R "+64*" #T "(%[seconds])\n\t"
 #define START_TILES(R) \
-    START_TILE(R, 0, "%%zmm27") START_TILE(R, 1, "%%zmm28") START_TILE(R, 2, "%%zmm30") START_TILE(R, 3, "%%zmm31")
-#define SUM_OF_FIRST(R) "vpbroadcastd 44" QUAD_ROW_##R ", " QUAD_DOT_0_##R "\n\t"
-#define SUM_OF_SECOND(R) \
-    "vpbroadcastd 36" QUAD_ROW_##R ", " QUAD_DOT_0_##R "\n\t" \
-    "vpsubd 44" QUAD_ROW_##R "%{1to16%}, " QUAD_DOT_0_##R ", " QUAD_DOT_0_##R "\n\t"
-#define START_FIRST(R, _) SUM_OF_FIRST(R) COPY_TO_TILES(R) START_HALF(R, HIGH_OF_FIRST) START_TILES(R)
-#define START_SECOND(R, _) SUM_OF_SECOND(R) COPY_TO_TILES(R) START_HALF(R, HIGH_OF_SECOND) START_TILES(R)
-#define START_ZERO_FIRST(R, _) BEGIN_WITH_ZERO(R, 0) START_HALF(R, HIGH_OF_FIRST) START_TILES(R)
-#define START_ZERO_SECOND(R, _) BEGIN_WITH_ZERO(R, 0) START_HALF(R, HIGH_OF_SECOND) START_TILES(R)
+    START_TILE(R, 0, "%%zmm24") START_TILE(R, 1, "%%zmm25") START_TILE(R, 2, "%%zmm26") START_TILE(R, 3, "%%zmm28")
+#define START_SUMS(R) \
+    "vpbroadcastd 44" QUAD_ROW_##R ", " QUAD_DOT_0_##R "\n\t" \
+    "vpbroadcastd 36" QUAD_ROW_##R ", %%zmm31\n\t" \
+    "vpsubd " QUAD_DOT_0_##R ", %%zmm31, %%zmm31\n\t" \
+    COPY_TO_TILES(R)
+#define START_HALVES(R, _) LOAD_HIGH_OF_HALVES(R) START_SUMS(R) START_TILES(R)
+#define START_HALVES_ZERO(R, _) \
+    LOAD_HIGH_OF_HALVES(R) BEGIN_WITH_ZERO(R, 0) "vpxord %%zmm31, %%zmm31, %%zmm31\n\t" START_TILES(R)
+#define LOAD_SECOND(R, T) "vmovdqa64 256*" #R "+64*" #T "(%[seconds]), " QUAD_DOT_##T##_##R "\n\t"
+#define LOAD_SECONDS(R, _) EACH_TILE(LOAD_SECOND, R)
 #define QUAD_FIRST_LINES(N) QUAD_LINE(N, 0) QUAD_LINE(N, 1) QUAD_LINE(N, 2) QUAD_LINE(N, 3)
 #define QUAD_SECOND_LINES(N) QUAD_LINE(N, 4) QUAD_LINE(N, 5) QUAD_LINE(N, 6) QUAD_LINE(N, 7)
 #define SCALE_SUM_OF_16(R) \
     "vcvtdq2ps %%zmm30, %%zmm30\n\t" \
     "vmulps 32" QUAD_ROW_##R "%{1to16%}, %%zmm30, %%zmm29\n\t"
 #define SCALE_FIRST(R, _) SCALE(R, "512")
-#define SCALE_SECOND(R, _) SCALE(R, "768")
+#define SCALE_SECOND(R, _) SCALE_AGAIN(R, "768")
 #define SCALE_FIRST_MINIMUM(R, _) \
     SCALE(R, "512") "vpbroadcastd 44" QUAD_ROW_##R ", %%zmm30\n\t" SCALE_SUM_OF_16(R) ADD_QUAD_MINIMUMS(R, "1024")
 #define SCALE_SECOND_MINIMUM(R, _) \
-    SCALE(R, "768") "vpbroadcastd 36" QUAD_ROW_##R ", %%zmm30\n\t" \
+    SCALE_AGAIN(R, "768") "vpbroadcastd 36" QUAD_ROW_##R ", %%zmm30\n\t" \
     "vpsubd 44" QUAD_ROW_##R "%{1to16%}, %%zmm30, %%zmm30\n\t" SCALE_SUM_OF_16(R) ADD_QUAD_MINIMUMS(R, "1088")
 #define QUAD_16(N) \
-    ROWS_##N(START_FIRST, 0) QUAD_FIRST_LINES(N) ROWS_##N(SCALE_FIRST, 0) \
-    ROWS_##N(START_SECOND, 0) QUAD_SECOND_LINES(N) ROWS_##N(SCALE_SECOND, 0)
+    ROWS_##N(START_HALVES, 0) QUAD_FIRST_LINES(N) ROWS_##N(SCALE_FIRST, 0) \
+    ROWS_##N(LOAD_SECONDS, 0) QUAD_SECOND_LINES(N) ROWS_##N(SCALE_SECOND, 0)
 #define QUAD_16_MINIMUM(N) \
-    ROWS_##N(START_ZERO_FIRST, 0) QUAD_FIRST_LINES(N) ROWS_##N(SCALE_FIRST_MINIMUM, 0) \
-    ROWS_##N(START_ZERO_SECOND, 0) QUAD_SECOND_LINES(N) ROWS_##N(SCALE_SECOND_MINIMUM, 0)
+    ROWS_##N(START_HALVES_ZERO, 0) QUAD_FIRST_LINES(N) ROWS_##N(SCALE_FIRST_MINIMUM, 0) \
+    ROWS_##N(LOAD_SECONDS, 0) QUAD_SECOND_LINES(N) ROWS_##N(SCALE_SECOND_MINIMUM, 0)
 
 // Activations of the next call and packed weights of the next slab are asked for on the way.
 #define ASK_ROW(R, _) "prefetcht0 " NEXT_ROW_##R "\n\t"
@@ -222,6 +235,7 @@ namespace {
         const uint8_t* next = ahead.next; \
         int64_t line0, line1; \
         int64_t strange = 0; \
+        alignas(64) int32_t seconds[MAX_ROWS_PER_QUAD_CALL * QUAD_TILES * TILE_ROWS]; \
         asm volatile( \
             ROWS_##N(LOAD_QUAD_SUMS, 0) \
             ".p2align 6\n\t" \
@@ -240,7 +254,7 @@ namespace {
             "3:\n\t" \
             : [w] "+r"(w), [count] "+r"(count), [x] "+r"(x), [next] "+r"(next), [rows_ahead] "+r"(rows_ahead), \
               [line0] "=&r"(line0), [line1] "=&r"(line1), [strange] "+r"(strange) \
-            : [stride] "r"(stride), [sums] "r"(sums), [asked] "r"(ahead.lines), [tile] "i"(TILE_BYTES), \
+            : [stride] "r"(stride), [sums] "r"(sums), [seconds] "r"(seconds), [asked] "r"(ahead.lines), [tile] "i"(TILE_BYTES), \
               [pair_sums] "i"(PAIR_SUM_BYTES) \
             : "memory", "cc", "k1", "k2", "k3", "k4", "k5", ALL_ZMM); \
         return static_cast<int32_t>(strange) >= 0; \

@@ -106,7 +106,7 @@ struct FormatKernels {
     // For many rows, or null.
     UnpackQuadFunction unpack_quad = nullptr;
     MultiplyQuadFunction multiply_quad = nullptr;
-    int64_t min_quad_rows = 5;
+    int64_t min_quad_rows = 36;  // with fewer, memory is read more evenly by pairs
 };
 
 struct InstructionSet {

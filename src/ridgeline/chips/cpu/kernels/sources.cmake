@@ -12,6 +12,7 @@ set(RIDGELINE_MATMUL_SOURCES
     matmul_avx512_bf16.cpp
     matmul_avx512_direct.cpp
     matmul_avx512_int8.cpp
+    matmul_avx512_prepare.cpp
     matmul_avx512_quad.cpp
     matmul_avx512_unpack.cpp
     matmul_neon.cpp
@@ -31,6 +32,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
                    -Wno-uninitialized -Wno-maybe-uninitialized)
   set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_int8.cpp"
                       "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_direct.cpp"
+                      "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_prepare.cpp"
                       "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_quad.cpp"
                       "${CMAKE_CURRENT_LIST_DIR}/matmul_avx512_unpack.cpp"
                APPEND PROPERTY COMPILE_OPTIONS ${avx512_flags})
