@@ -79,8 +79,8 @@ def main() -> None:
     report: dict[str, Any] = {
         "program": f"ridgeline {VERSION}",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {"gpu": chip.facts().description, "system": platform.platform(), "torch": torch.__version__,
-                    "transformers": transformers.__version__},
+        "machine": {"gpu": chip.facts().description, "cpu": cpu_model(), "system": platform.platform(),
+                    "torch": torch.__version__, "transformers": transformers.__version__},
         "shape": options.shape,
         "open_seconds": open_seconds,
         "errors": errors(trial, peer, options.device),
@@ -95,6 +95,13 @@ def main() -> None:
     print(shown(report["rounds"]))
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def cpu_model() -> str:
+    """Launching kernels one by one takes as long as this takes."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return ", ".join(sorted(names))
 
 
 def made_model(shape: dict[str, Any], folder: Path, device: str) -> Any:

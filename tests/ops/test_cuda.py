@@ -8,6 +8,7 @@ runs this and the whole suite on `torch:cuda`; all of it is skipped, with the re
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import pytest
 from ridgeline.chips.reference import ReferenceChip
 from ridgeline.chips.registry import open_chip
 from ridgeline.errors import CapacityError, UserError
-from ridgeline.model.conformance import SPECS, decoder_problem
-from ridgeline.ops.chip import AnyChip, PageLayout
+from ridgeline.model.conformance import BIASED, SPECS, decoder_problem
+from ridgeline.model.spec import RopeSpec
+from ridgeline.ops.chip import AnyChip, KvFormat, PageLayout
 from ridgeline.ops.conformance.attention import Heads, attention_bind
 from ridgeline.ops.conformance.case import KV_TOLERANCE, Problem, run, source
 from ridgeline.ops.conformance.fine import normal
@@ -129,6 +131,36 @@ def test_rows_of_real_products_do_not_depend_on_their_number(
     expected = table.astype(np.float64) @ weight.T.astype(np.float64)
     error = np.sqrt(np.mean((whole - expected) ** 2) / np.mean(expected**2))
     assert error < (2e-6 if format_name == "F32" else 5e-3)
+
+
+WIDE = replace(
+    SPECS["biased, tied"],
+    width=1024,
+    layers=(replace(BIASED, num_query_heads=8, num_kv_heads=2, head_width=128, mlp_width=8704),) * 2,
+    ropes=(RopeSpec(frequencies=tuple(10000.0 ** -(index / 64) for index in range(64))),),
+)
+"""Its products have one, two and several spans, and the kernels that take several ops at once run on all of it."""
+
+
+@pytest.mark.parametrize(("format_name", "kv_format"), [("BF16", "bf16"), ("F32", "f32")])
+def test_wide_decoders_have_the_same_bits_however_they_are_cut(
+    chip: AnyChip, format_name: str, kv_format: KvFormat
+) -> None:
+    ends = (3, 4, 70, 71, 150, 310, 311, 312, 340, 380)
+    whole = decoder_problem(WIDE, format_name, (((0, 0, 380),),))
+    cut = decoder_problem(
+        WIDE,
+        format_name,
+        tuple(((1, end - 1, end), (0, start, end)) for start, end in zip((0, *ends[:-1]), ends, strict=True)),
+        page_seed=3,
+    )
+    limits = replace(LIMITS, max_pages_per_sequence=16)
+    (one,) = run(chip, replace(whole, limits=limits), kv_format, "whole")
+    many = np.concatenate([logits[1:] for logits in run(chip, replace(cut, limits=limits), kv_format, "cut")])
+    assert (one == many).all(), np.flatnonzero((one != many).any(axis=1))[:9]
+    (expected,) = run(ReferenceChip(), replace(whole, limits=limits), kv_format, "whole")
+    error = np.sqrt(np.mean((one - expected) ** 2) / np.mean(expected**2))
+    assert error < (5e-5 if format_name == "F32" else 2e-2)
 
 
 def test_a_graph_that_is_replayed_sees_new_tokens_pages_and_lengths(chip: AnyChip) -> None:

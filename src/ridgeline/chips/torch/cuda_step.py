@@ -2,8 +2,8 @@
 
 Knows: CUDA graphs, the arrays of a step. Does not know: decoders, requests.
 
-A graph has fixed shapes, so a small step is padded: tokens, sequences and rows to the next power of two, pages of a
-sequence to the next power of four. Padding stores nothing and belongs to no sequence; what it computes is never seen,
+A graph has fixed shapes, so a small step is padded: tokens to the next of a few sizes, pages of a sequence to the next
+power of four. Padding stores nothing and belongs to no sequence; what it computes is never seen,
 and no sum depends on it. Larger steps are launched op by op, while the GPU is busy with those before.
 """
 
@@ -19,12 +19,13 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor  # type: ignore[import-not-found, unused-ignore]
 
 from ridgeline.chips.torch.ops import TorchPages
+from ridgeline.chips.torch.triton_arrays import tensor_of
 from ridgeline.chips.torch.triton_ops import TritonOps
 from ridgeline.errors import ChipError
 from ridgeline.ops.chip import HostStep, StepFunction
 from ridgeline.ops.step import StepArrays, StepLimits
 
-GRAPH_TOKENS = 256
+GRAPH_TOKENS, GRAPH_ROWS = 2048, 256
 """Steps up to here are graphs: they take the GPU less time than launching their ops one by one takes the host."""
 
 
@@ -63,15 +64,29 @@ def extents_of(step: HostStep) -> Extents:
 
 
 def padded_extents(extents: Extents, limits: StepLimits) -> Extents:
-    """The graph that runs it: one number decides tokens, sequences and rows, so that there are few graphs."""
-    tokens = 1
-    while tokens < extents.tokens:
-        tokens *= 2
-    pages = 4
-    while pages < extents.pages:
-        pages *= 4
-    pages = max(extents.pages, min(pages, limits.max_pages_per_sequence))
-    return Extents(tokens=tokens, sequences=tokens, pages=pages, rows=tokens)
+    """The graph that runs it.
+
+    Up to 64 tokens the next power of two, then the next of eight steps an octave. Sequences and rows follow from the
+    tokens where they are few, so that there are not too many graphs.
+    """
+    size = 1 << (extents.tokens - 1).bit_length()
+    grain = max(1, size // 16) if size > 64 else size
+    tokens = -(-extents.tokens // grain) * grain
+    is_few = tokens <= GRAPH_ROWS
+    pages = max(extents.pages, min(_power_of_four(extents.pages), limits.max_pages_per_sequence))
+    return Extents(
+        tokens=tokens,
+        sequences=tokens if is_few else _power_of_four(extents.sequences),
+        pages=pages,
+        rows=tokens if is_few else _power_of_four(extents.rows),
+    )
+
+
+def _power_of_four(count: int) -> int:
+    size = 4
+    while size < count:
+        size *= 4
+    return size
 
 
 def place_arrays(step: HostStep, extents: Extents, buffer: npt.NDArray[np.int32]) -> None:
@@ -116,9 +131,9 @@ class CudaStep:
         self._ops = TritonOps()
         largest = Extents(
             tokens=max(limits.max_tokens, GRAPH_TOKENS),
-            sequences=max(limits.max_sequences, GRAPH_TOKENS),
+            sequences=max(_power_of_four(limits.max_sequences), GRAPH_ROWS),
             pages=limits.max_pages_per_sequence,
-            rows=max(limits.max_logit_rows, GRAPH_TOKENS),
+            rows=max(limits.max_logit_rows, GRAPH_ROWS),
         )
         self._host_arrays = torch.zeros(largest.size(), dtype=torch.int32, pin_memory=True)
         self._arrays = torch.zeros(largest.size(), dtype=torch.int32, device=device)
@@ -133,34 +148,36 @@ class CudaStep:
         start = time.perf_counter()
         extents = extents_of(step)
         num_rows = extents.rows
-        is_graph = extents.tokens <= GRAPH_TOKENS
+        is_graph = extents.tokens <= GRAPH_TOKENS and extents.rows <= GRAPH_ROWS
         if is_graph:
             extents = padded_extents(extents, self._limits)
         size = extents.size()
         place_arrays(step, extents, self._host_arrays.numpy())
+        recording_seconds = 0.0
         try:
             with torch.inference_mode(), torch.cuda.device(self._device):
                 self._arrays[:size].copy_(self._host_arrays[:size], non_blocking=True)
-                logits_BV = self._graphed(extents) if is_graph else self._launched(extents)
+                if is_graph and extents not in self._graphs:
+                    recording_seconds = -time.perf_counter()
+                    self._graphs[extents] = self._recorded(extents)
+                    recording_seconds += time.perf_counter()
+                logits_BV = self._replayed(extents) if is_graph else self._launched(extents)
                 logits = self._brought_back(logits_BV[:num_rows])
         except torch.cuda.OutOfMemoryError as error:
             raise ChipError(f"the GPU has no memory for a step of {len(step.token_ids_T)} tokens: {error}") from error
-        self._seconds = time.perf_counter() - start
+        self._seconds = time.perf_counter() - start - recording_seconds
         return logits
 
     def seconds(self) -> float:
-        """Of the wall clock; the first step of a shape includes the recording of its graph."""
+        """Of the wall clock, without the recording of a graph, which says nothing of the next step."""
         return self._seconds
 
     def _launched(self, extents: Extents) -> Tensor:
         logits_BV, self._pages = self._step(self._ops, arrays_in(self._arrays, extents), self._pages)
-        return logits_BV
+        return tensor_of(logits_BV)
 
-    def _graphed(self, extents: Extents) -> Tensor:
-        graph = self._graphs.get(extents)
-        if graph is None:
-            graph = self._graphs[extents] = self._recorded(extents)
-        graph.replay()
+    def _replayed(self, extents: Extents) -> Tensor:
+        self._graphs[extents].replay()
         assert self._graph_logits is not None
         return self._graph_logits
 
@@ -168,12 +185,13 @@ class CudaStep:
         """Run once, so that every kernel is compiled, then again for the record; the pages get the same twice."""
         logits_BV = self._launched(extents)
         if self._graph_logits is None:
-            self._graph_logits = torch.empty((GRAPH_TOKENS, logits_BV.shape[1]), device=self._device)
+            self._graph_logits = torch.empty((GRAPH_ROWS, logits_BV.shape[1]), device=self._device)
         del logits_BV
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             self._graph_logits[: extents.rows].copy_(self._launched(extents))
+        torch.cuda.synchronize(self._device)
         return graph
 
     def _brought_back(self, logits_BV: Tensor) -> npt.NDArray[np.float32]:

@@ -27,8 +27,8 @@ from ridgeline.ops.step import PAGE_SLOTS, StepArrays
 
 TILE_ROWS = 64
 """The fewest that one instruction of Hopper's tensor cores takes."""
-SPAN_PAGES = 4
-MAX_SPLIT_PLACES = 4096
+SPAN_PAGES = 2
+MAX_SPLIT_PLACES = 8192
 """Tokens times spans up to which spans are programs of their own: beyond, there are programs enough without."""
 LOG2_E = 1.4426950408889634
 NOTHING = tl.constexpr(-1.0e30)
@@ -123,7 +123,8 @@ def _attend(
     PRECISION: tl.constexpr,
 ):
     """One tile of queries of one kv head, over one span or over all."""
-    tile = tl.program_id(0)
+    # Later tiles have more keys to walk: the longest begin first.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     # The tiles of sequence n begin at query_starts[n] // TILE_TOKENS + n: the last n where that is not beyond us.
     sequence = 0
     beyond = num_sequences
