@@ -5,13 +5,13 @@ Knows: lengths of matches, hits and misses. Does not know: tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 PRIOR_RATES = (0.15, 0.15, 0.35, 0.6, 0.8, 0.9, 0.95)
 """Chances before anything was seen, by class of match length (see `_class_of`): hopeful, because a wrong guess costs
 little once, and a hope that nobody tries is never corrected by deeds."""
 PRIOR_WEIGHT = 3
 """So many observations the prior counts for."""
+MIN_CHANCE = 0.03
+"""A guess that is less likely to be reached and right is not worth thinking about."""
 NEWEST_WEIGHT = 1 / 24
 """Of an observation in the long run: about two dozen tokens until a change of the text's nature is followed."""
 
@@ -33,10 +33,20 @@ class HitRates:
         weight = max(NEWEST_WEIGHT, 1 / self._counts[number])
         self._rates[number] += weight * (is_hit - self._rates[number])
 
-    def chances(self, match_tokens: int, count: int) -> tuple[float, ...]:
-        """Of `count` tokens in a row after a match of this many; each that stands makes the match longer."""
-        rates: Sequence[float] = self._rates
-        return tuple(rates[_class_of(match_tokens + number)] for number in range(count))
+    def chances(self, match_tokens: int, most: int) -> tuple[float, ...]:
+        """Of tokens in a row after a match of this many; each that stands makes the match longer.
+
+        At most so many, and none that is reached with less than MIN_CHANCE.
+        """
+        found: list[float] = []
+        reached = 1.0
+        for number in range(most):
+            chance = self._rates[_class_of(match_tokens + number)]
+            reached *= chance
+            if reached < MIN_CHANCE:
+                break
+            found.append(chance)
+        return tuple(found)
 
 
 def _class_of(match_tokens: int) -> int:

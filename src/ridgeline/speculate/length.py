@@ -19,8 +19,6 @@ from dataclasses import dataclass
 MIN_GAIN = 1.08
 """Drafts must raise the expected tokens per second by this factor at least: chances and times are estimates, and what
 an error would win on a text that does not repeat is less than what it would lose."""
-MIN_CHANCE = 0.02
-"""A guess that is less likely to be reached and right is not worth thinking about."""
 TRIED_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of drafts whose time is asked for."""
 
@@ -48,13 +46,11 @@ def choose_lengths(
         gain = 1.0
         for depth, chance in enumerate(own):
             gain *= chance
-            if gain < MIN_CHANCE:
-                break
             gains.append((-gain, depth, number))
-    if not gains:
-        return lengths
     gains.sort()
     del gains[max_drafts:]
+    if len(chances) - sum(gain for gain, _, _ in gains) <= len(chances) * MIN_GAIN:
+        return lengths  # not even if rows cost nothing
     best_count, best_rate = 0, len(chances) / seconds(lengths) * MIN_GAIN
     expected, count = float(len(chances)), 0
     tried = [0] * len(chances)

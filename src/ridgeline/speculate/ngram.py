@@ -47,8 +47,11 @@ class NgramDrafter:
         self._catch_up()
         if self._source is None:
             return NO_DRAFT
-        guesses = tuple(self._token_ids[self._source : self._source + max_tokens])
-        return Draft(token_ids=guesses, chances=self._rates.chances(self._match_tokens, len(guesses)))
+        chances = self._rates.chances(self._match_tokens, max_tokens)
+        if not chances:
+            return NO_DRAFT
+        guesses = tuple(self._token_ids[self._source : self._source + len(chances)])
+        return Draft(token_ids=guesses, chances=chances[: len(guesses)])
 
     def _catch_up(self) -> None:
         tokens, places = self._token_ids, self._places

@@ -36,16 +36,19 @@ class SuffixDrafter:
         self._cursor = Cursor(automaton)
         self._num_seen = 0 if recent is None else max(0, len(token_ids) - KEPT_PROMPT_TOKENS)
         self._has_begun = False
+        self._match_tokens = 0
         self._rates = HitRates()
 
     def propose(self, max_tokens: int) -> Draft:
         """See Drafter."""
         self._catch_up()
-        match_tokens = self._cursor.match_tokens
-        if match_tokens == 0:
+        if self._match_tokens == 0:
             return NO_DRAFT
-        guesses = tuple(self._cursor.guesses(max_tokens))
-        return Draft(token_ids=guesses, chances=self._rates.chances(match_tokens, len(guesses)))
+        chances = self._rates.chances(self._match_tokens, max_tokens)
+        if not chances:
+            return NO_DRAFT
+        guesses = tuple(self._cursor.guesses(len(chances)))
+        return Draft(token_ids=guesses, chances=chances[: len(guesses)])
 
     def _catch_up(self) -> None:
         new = self._token_ids[self._num_seen :]
@@ -54,10 +57,10 @@ class SuffixDrafter:
             self._has_begun = True
             return self._read(new)
         for token_id in new:
-            guesses = self._cursor.guesses(1)
-            if guesses:
-                self._rates.note(self._cursor.match_tokens, is_hit=guesses[0] == token_id)
-            self._read((token_id,))
+            foreseen = self._cursor.follow(token_id, self._own)
+            if foreseen >= 0:
+                self._rates.note(self._match_tokens, is_hit=foreseen == 1)
+            self._match_tokens = self._cursor.match_tokens
         return None
 
     def _read(self, token_ids: Sequence[int]) -> None:
@@ -65,6 +68,7 @@ class SuffixDrafter:
             self._cursor.advance(token_ids)
         else:
             advance_and_append(self._cursor, self._own, token_ids)
+        self._match_tokens = self._cursor.match_tokens
 
 
 class RecentTexts:

@@ -42,6 +42,15 @@ NB_MODULE(_native, m) {
                 for (int32_t token : tokens) self.advance(token);
             },
             "tokens"_a)
+        .def(
+            "follow",
+            [](Cursor& self, int32_t token, SuffixAutomaton* own) {
+                check({token});
+                const int foreseen = self.follow(token);
+                if (own != nullptr) own->append(token);
+                return foreseen;
+            },
+            "token"_a, "own"_a.none())
         .def("guesses", &Cursor::guesses, "count"_a);
     m.def(
         "advance_and_append",

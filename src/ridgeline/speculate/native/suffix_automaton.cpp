@@ -145,6 +145,18 @@ void Cursor::advance(int32_t token) {
     }
 }
 
+int Cursor::follow(int32_t token) {
+    const int32_t at = state();
+    int foreseen = -1;
+    if (at > 0) {
+        const auto& text = automaton_->text_;
+        const size_t next = static_cast<size_t>(automaton_->states_[at].end) + 1;
+        if (next < text.size() && text[next] != SEPARATOR) foreseen = text[next] == token;
+    }
+    advance(token);
+    return foreseen;
+}
+
 std::vector<int32_t> Cursor::guesses(int64_t count) const {
     std::vector<int32_t> found;
     const int32_t at = state();

@@ -11,7 +11,7 @@
 namespace ridgeline::speculate {
 
 class SuffixAutomaton {
-public:
+  public:
     SuffixAutomaton();
 
     // Tokens are not negative. A text may be several, one after another: `separate` ends one, and no match goes on
@@ -20,7 +20,7 @@ public:
     void separate();
     int64_t num_tokens() const { return static_cast<int64_t>(text_.size()); }
 
-private:
+  private:
     friend class Cursor;
 
     struct State {
@@ -51,16 +51,18 @@ private:
 // Reads another text, or the automaton's own as it grows, and knows the longest suffix of it that stands in the
 // automaton.
 class Cursor {
-public:
+  public:
     explicit Cursor(const SuffixAutomaton& automaton) : automaton_(&automaton) {}
 
     void advance(int32_t token);
+    // Advances, and tells whether the match foretold this token: 1 or 0, or -1 where it foretold nothing.
+    int follow(int32_t token);
     // Tokens of the match; 0 where not even the last token is known.
     int32_t match_tokens() const { return length_; }
     // At most `count` tokens that followed the newest place of the match.
     std::vector<int32_t> guesses(int64_t count) const;
 
-private:
+  private:
     int32_t state() const;
 
     const SuffixAutomaton* automaton_;
