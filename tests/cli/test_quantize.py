@@ -106,3 +106,18 @@ def test_calibration_texts(call: Call, tiny: str, text: str, tmp_path: Path) -> 
         divergences.append(json.loads(kept.read_text())["quality"]["mean_kl"])
     assert sizes[0] == sizes[1]
     assert divergences[0] < divergences[1]
+
+
+def test_an_interruption_leaves_nothing(call: Call, tiny: str, text: str, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def interrupted(_: int) -> None:
+        assert any(folder.iterdir())  # the half file, under its other name
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    outcome = call("quantize", tiny, "-o", str(folder / "small.gguf"), "--format", "q8", "--text", text)
+    assert outcome.status == 130
+    assert not any(folder.iterdir())

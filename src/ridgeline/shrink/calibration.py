@@ -341,7 +341,7 @@ def calibrated_tensors(
     sequences: Sequence[Sequence[int]],
     on_progress: Callable[[], None],
     *,
-    keeps_source: bool = True,
+    keeps_source: bool = False,
 ) -> list[HostTensor]:
     """All tensors of the smaller file, in the order of the source, each rounded for the inputs that it meets.
 
