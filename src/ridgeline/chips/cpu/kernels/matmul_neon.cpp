@@ -32,7 +32,7 @@ inline float scaled_sum(const ActivationGroup& group, int part) {
 template <int num_scales>
 inline int32x4_t multiply_extended(const int8_t* codes, const ActivationGroup& group, int part) {
     int32x4_t dot = vdupq_n_s32(0);
-    for (int line = 0; line < EXTENDED_LINES; ++line) {
+    for (int line = 0; line < 2; ++line) {
         int32_t high;
         std::memcpy(&high, group.high[line], sizeof high);
         if (num_scales == 2 && (part == 0) != (group.in_first[line] != 0)) high = 0;

@@ -27,7 +27,7 @@ namespace ridgeline {
 // Calls function(std::integral_constant<int, i>) for i = 0..count - 1.
 template <int count, typename Function>
 [[gnu::always_inline]] inline void unrolled(Function function) {
-    [&]<int... i>(std::integer_sequence<int, i...>) [[gnu::always_inline]] {
+    [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
         (function(std::integral_constant<int, i>{}), ...);
     }(std::make_integer_sequence<int, count>{});
 }
