@@ -16,8 +16,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
+
+import msgspec
 
 from ridgeline.cache.prefix import PrefixIndex
 from ridgeline.engine import admission
@@ -313,7 +314,7 @@ class Engine:
         samples = self._requests[sample.request.request_id]
         self._remove(sample)
         self._counts["num_finished"] += not samples
-        return [*before, replace(last, timing=self._timing(sample, ended))]
+        return [*before, msgspec.structs.replace(last, timing=self._timing(sample, ended))]
 
     def _fail_step(self, batch: Batch, error: Exception) -> list[TokenChunk]:
         self._num_failed_steps += 1

@@ -63,7 +63,7 @@ class StepPredictor:
         at_roofline = self._cost.seconds(shape, self._facts)
         if not 0.0 < measured_seconds < math.inf or not 0.0 < at_roofline < math.inf:
             return
-        self.predicted_seconds += self.seconds(shape)
+        self.predicted_seconds += at_roofline * math.exp(self._log_ratio(shape.num_tokens))
         self.measured_seconds += measured_seconds
         self.roofline_seconds += at_roofline
         share = at_roofline / measured_seconds

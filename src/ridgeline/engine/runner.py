@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ridgeline.ops.chip import ChoosingStep, CompiledStep, HostStep
 from ridgeline.ops.choice import NO_TOKEN
 from ridgeline.ops.step import PAGE_SLOTS, SpanShape, StepArrays, StepLimits, StepShape
-from ridgeline.schedule.batch import Batch
+from ridgeline.schedule.batch import Batch, BatchEntry
 
 Int32 = npt.NDArray[np.int32]
 
@@ -23,7 +23,8 @@ Int32 = npt.NDArray[np.int32]
 class Runner:
     """Runs batches.
 
-    Holds: index buffers of the largest step, overwritten by each `run`, so that nothing is allocated per token.
+    Holds: index buffers of the largest step, overwritten by each `run`, so that nothing is allocated per token; the
+    arrays of the last step in which every sequence decoded, which the next such step changes where it differs.
     """
 
     def __init__(self, compiled: CompiledStep, limits: StepLimits) -> None:
@@ -42,6 +43,7 @@ class Runner:
         self._page_table = buffer(limits.max_sequences * limits.max_pages_per_sequence)
         self._places = buffer(limits.max_sequences)
         self._logit_rows = buffer(limits.max_logit_rows)
+        self._decoding = DecodingArrays(limits)
 
     @property
     def can_choose(self) -> bool:
@@ -66,6 +68,9 @@ class Runner:
 
     def arrays(self, batch: Batch) -> HostStep:
         """The batch as index arrays: views of the buffers, valid until the next call."""
+        return self._decoding.of(batch.entries) or self._ragged(batch)
+
+    def _ragged(self, batch: Batch) -> HostStep:
         entries = batch.entries
         num_sequences = len(entries)
         num_pages = max(len(entry.page_ids) for entry in entries)
@@ -107,6 +112,74 @@ class Runner:
             page_table_NP=page_table_NP,
             places_N=self._places[:num_sequences],
             logit_rows_B=self._logit_rows[:row],
+        )
+
+
+class DecodingArrays:
+    """The arrays of steps in which every sequence runs one token and wants its logits: most steps, and the shortest.
+
+    Written number by number through memory views: after a step has gone through gigabytes of weights, what numpy would
+    bring into the caches costs more than what it saves.
+
+    Holds: buffers, and views of them for the last number of sequences and of pages.
+    """
+
+    def __init__(self, limits: StepLimits) -> None:
+        def buffer(size: int) -> Int32:
+            return np.zeros(size, dtype=np.int32)
+
+        size = min(limits.max_sequences, limits.max_tokens, limits.max_logit_rows)
+        self._max_sequences = size
+        self._numbers = np.arange(size + 1, dtype=np.int32)
+        self._buffers = [buffer(size) for _ in range(5)]
+        self._views = [memoryview(each) for each in self._buffers]  # type: ignore[arg-type]
+        self._page_table = buffer(size * limits.max_pages_per_sequence)
+        self._pages: list[tuple[int, ...]] = []
+        """What the page table holds."""
+        self._num_pages = 0
+        self._step: HostStep | None = None
+
+    def of(self, entries: Sequence[BatchEntry]) -> HostStep | None:
+        """The step's arrays; None if it is not of this kind."""
+        if len(entries) > self._max_sequences:
+            return None
+        token_ids, positions, slots, context_lengths, places = self._views
+        for number, entry in enumerate(entries):
+            position = entry.start
+            if entry.end - position != 1 or entry.num_logit_rows != 1:
+                return None
+            token_ids[number] = entry.token_ids[0]
+            positions[number] = position
+            slots[number] = entry.page_ids[position // PAGE_SLOTS] * PAGE_SLOTS + position % PAGE_SLOTS
+            context_lengths[number] = position + 1
+            places[number] = entry.place
+        pages = [entry.page_ids for entry in entries]
+        if pages != self._pages:
+            self._write_pages(pages)
+        return self._step
+
+    def _write_pages(self, pages: list[tuple[int, ...]]) -> None:
+        count, num_pages = len(pages), max(map(len, pages))
+        is_same_shape = self._step is not None and count == len(self._pages) and num_pages == self._num_pages
+        table_NP = self._page_table[: count * num_pages].reshape(count, num_pages)
+        for number, page_ids in enumerate(pages):
+            if not is_same_shape or page_ids != self._pages[number]:
+                table_NP[number, : len(page_ids)] = page_ids
+                table_NP[number, len(page_ids) :] = 0
+        self._pages, self._num_pages = pages, num_pages
+        if is_same_shape:
+            return
+        token_ids, positions, slots, context_lengths, places = (each[:count] for each in self._buffers)
+        self._step = StepArrays(
+            token_ids_T=token_ids,
+            positions_T=positions,
+            slots_T=slots,
+            sequences_T=self._numbers[:count],
+            query_starts_N1=self._numbers[: count + 1],
+            context_lengths_N=context_lengths,
+            page_table_NP=table_NP,
+            places_N=places,
+            logit_rows_B=self._numbers[:count],
         )
 
 

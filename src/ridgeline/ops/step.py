@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import msgspec
+
 A = TypeVar("A")
 
 PAGE_SLOTS = 64
@@ -63,16 +65,14 @@ class StepLimits:
     max_pages_per_sequence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpanShape:
+class SpanShape(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence's part of a step, for its cost: `num_tokens` new ones, after which it holds `context_tokens`."""
 
     num_tokens: int
     context_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepShape:
+class StepShape(msgspec.Struct, frozen=True, kw_only=True):
     """All of a step that its cost depends on."""
 
     spans: tuple[SpanShape, ...]

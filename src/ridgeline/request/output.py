@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 
 class FinishReason(str, enum.Enum):
     """Why a sample ended; the values are those of the OpenAI API where it has one."""
@@ -48,8 +50,7 @@ class RequestTiming:
     num_preemptions: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenChunk:
+class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     """What one step adds to one sample of a request; the engine's only kind of answer.
 
     Chunks of a sample come in order. `text` never splits a UTF-8 character, nor shows the beginning of what may yet

@@ -1,12 +1,14 @@
-"""What one step runs: decided by the scheduler, integers only."""
+"""What one step runs: decided by the scheduler, integers only.
+
+Made for every sequence and step, so they are structs of msgspec, which are frozen without a price.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchEntry:
+class BatchEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence's part of a step: the tokens [start, end) of it are run."""
 
     sequence_id: int
@@ -26,8 +28,7 @@ class BatchEntry:
     """How many of the last tokens are drafts: guesses that stand only where the sampled tokens are equal."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """One step."""
 
     entries: tuple[BatchEntry, ...]
