@@ -23,6 +23,7 @@ class Shape:
     head_width: int = 32
     window: int | None = None
     softcap: float | None = None
+    scale: float = 0.2
 
 
 class AttentionRun:
@@ -60,7 +61,7 @@ class AttentionRun:
                 for name, heads in (("q", shape.num_query_heads), ("k", shape.num_kv_heads), ("v", shape.num_kv_heads))
             )
             y, pages = ops.store_and_attend(
-                q, k, v, pages, 0, arrays, scale=0.2, window=shape.window, softcap=shape.softcap
+                q, k, v, pages, 0, arrays, scale=shape.scale, window=shape.window, softcap=shape.softcap
             )
             return ops.take_rows(ops.merge_heads(y), arrays.logit_rows_B), pages
 

@@ -64,6 +64,18 @@ def test_any_even_width_of_heads(head_width: int, kv_format: KvFormat, instructi
 
 
 @pytest.mark.parametrize("kv_format", FORMATS)
+def test_heads_as_wide_as_a_latent_cache(kv_format: KvFormat, instruction_set: str) -> None:
+    """One kv head of 512 + 64 channels for all query heads, as multi-head latent attention keeps it."""
+    shape = Shape(num_query_heads=16, num_kv_heads=1, head_width=576, scale=0.05)
+    tokens = tokens_of(8, 140)
+    found = in_chunks(AttentionRun(CpuChip(num_threads=2), shape, kv_format, max_tokens=192), tokens, [138])
+    truth = in_chunks(AttentionRun(ReferenceChip(), shape, kv_format, max_tokens=192), tokens, [138])
+    assert np.abs(found - truth).max() < TOLERANCES[kv_format] * np.abs(truth).max()
+    whole = in_chunks(AttentionRun(CpuChip(num_threads=1), shape, kv_format, max_tokens=192), tokens, [])
+    assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize("kv_format", FORMATS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 def test_threads_share_spans_without_changing_bits(num_threads: int, kv_format: KvFormat) -> None:
     shape, tokens = Shape(num_query_heads=6, num_kv_heads=2, head_width=48, window=900), tokens_of(2, 1100)

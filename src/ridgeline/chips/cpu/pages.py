@@ -14,7 +14,7 @@ from ridgeline.ops.step import StepLimits
 
 KV_FORMATS = {"f32": 0, "bf16": 1, "int8": 2}
 """The numbers of `KvFormat` in kernels/attention.h."""
-MAX_HEAD_WIDTH = 256
+MAX_HEAD_WIDTH = 576
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,8 +22,8 @@ size_t attend_scratch_bytes(int64_t group_heads, int64_t head_width) {
     const int64_t rows = MAX_BLOCK_TOKENS * group_heads, stride = value_stride(head_width);
     // Queries as floats and as bf16, two sets of weighted values, sums and maxima and limits of rows.
     const int64_t row_bytes = rows * (4 * stride + 2 * stride + 2 * 4 * stride + 256);
-    // A dequantised page of float keys and values.
-    const int64_t page = 2 * 4 * stride * PAGE_SLOTS;
+    // A dequantised page of float keys and values, or queries in whole numbers.
+    const int64_t page = page_scratch_bytes(head_width);
     return static_cast<size_t>(row_bytes + page + 16384);
 }
 

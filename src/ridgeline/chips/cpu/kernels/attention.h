@@ -4,7 +4,8 @@
 //   bf16: keys [C/2][64][2], then values [32][S][2]: pairs of channels (of slots) side by side, as vdpbf16ps wants
 //         them, so that neither product needs a horizontal sum. S is the head width C rounded up to 16.
 //   f32:  keys [C][64], then values [64][S].
-//   int8: codes in the order of bf16, then per channel scale and low of the keys, per slot scale of the values.
+//   int8: codes of keys [C/4][64][4], of values [16][S][4], as integer products want them (C rounded up to 4), then per
+//         channel scale and low of the keys, per slot scale of the values.
 // With int8 the newest two pages of each running sequence are kept in bf16 as well (`open`, by place and parity of the
 // page), because a query reads its own page unquantised; pages that begin and end within a step, except the last two,
 // are `staged` for the length of the step.
@@ -22,11 +23,15 @@
 namespace ridgeline {
 
 constexpr int64_t SPAN_PAGES = 8;
+constexpr int64_t MAX_HEAD_WIDTH = 576;  // the latent cache of multi-head latent attention is one such head
 
 enum class KvFormat : int32_t { F32 = 0, Bf16 = 1, Int8 = 2 };
 
 // Values of a slot, padded for the vectors of the kernels.
 constexpr int64_t value_stride(int64_t head_width) { return (head_width + 15) / 16 * 16; }
+
+// Channels of keys' codes, padded to words.
+constexpr int64_t key_code_width(int64_t head_width) { return (head_width + 3) / 4 * 4; }
 
 // Bytes of one page and kv head in a plain format, and in any format.
 constexpr size_t plain_block_bytes(bool is_f32, int64_t head_width) {
@@ -34,7 +39,7 @@ constexpr size_t plain_block_bytes(bool is_f32, int64_t head_width) {
 }
 constexpr size_t block_bytes(KvFormat format, int64_t head_width) {
     if (format != KvFormat::Int8) return plain_block_bytes(format == KvFormat::F32, head_width);
-    const int64_t codes = (head_width + value_stride(head_width)) * PAGE_SLOTS;
+    const int64_t codes = (key_code_width(head_width) + value_stride(head_width)) * PAGE_SLOTS;
     const int64_t scales = (2 * head_width + PAGE_SLOTS) * 4;
     return static_cast<size_t>((codes + scales + 63) / 64 * 64);
 }
@@ -109,6 +114,11 @@ struct AttentionKernels {
 
 const AttentionKernels& attention_kernels();
 
+// Bytes of it for one page as a kernel works with it: float keys and values, or queries in whole numbers.
+constexpr int64_t page_scratch_bytes(int64_t head_width) {
+    const int64_t floats = 2 * 4 * value_stride(head_width) * PAGE_SLOTS, queries = 48 * value_stride(MAX_HEAD_WIDTH);
+    return floats > queries ? floats : queries;
+}
 // Bytes of scratch memory that `attend` needs for each thread.
 size_t attend_scratch_bytes(int64_t group_heads, int64_t head_width);
 

@@ -10,32 +10,34 @@ constexpr int KEY_VECTORS = static_cast<int>(PAGE_SLOTS) / LANES;
 
 constexpr int AT_ONCE = 8;  // sums of one row that are kept in registers
 
-// Codes that lie in pairs, as floats.
-RIDGELINE_INLINE Pairs load_code_pairs(const uint8_t* p, bool is_signed) {
-    Shorts pairs;
-    std::memcpy(&pairs, p, sizeof pairs);
-    const Ints wide = __builtin_convertvector(pairs, Ints);
-    const Ints first = is_signed ? (wide << 24) >> 24 : wide & 0xff;
-    const Ints second = is_signed ? (wide << 16) >> 24 : wide >> 8;
-    return {__builtin_convertvector(first, Floats), __builtin_convertvector(second, Floats)};
+// The codes at one place of every word, as floats.
+RIDGELINE_INLINE Floats codes_at(Ints words, int place, bool is_signed) {
+    const Ints first = words << (24 - 8 * place);
+    if (is_signed) return __builtin_convertvector(first >> 24, Floats);
+    return __builtin_convertvector(first >> 24 & 0xff, Floats);
+}
+
+RIDGELINE_INLINE Ints load_words(const void* p) {
+    Ints words;
+    std::memcpy(&words, p, sizeof words);
+    return words;
 }
 
 static void unpack_codes(const Rows& rows, const uint8_t* block, float* keys, float* values) {
     const Codes codes = codes_of(block, rows.head_width);
     const int64_t stride = rows.stride;
-    for (int64_t c = 0; c < rows.head_width; c += 2)
+    for (int64_t c = 0; c < rows.head_width; c += 4)
         for (int64_t slot = 0; slot < PAGE_SLOTS; slot += LANES) {
-            const Pairs code = load_code_pairs(codes.keys + c * PAGE_SLOTS + slot * 2, false);
-            float* at = keys + c * PAGE_SLOTS + slot;
-            store(at, codes.key_lows[c] + codes.key_scales[c] * code.first);
-            store(at + PAGE_SLOTS, codes.key_lows[c + 1] + codes.key_scales[c + 1] * code.second);
+            const Ints words = load_words(codes.keys + c * PAGE_SLOTS + slot * 4);
+            for (int i = 0; i < 4 && c + i < rows.head_width; ++i)
+                store(keys + (c + i) * PAGE_SLOTS + slot,
+                      codes.key_lows[c + i] + codes.key_scales[c + i] * codes_at(words, i, false));
         }
-    const uint8_t* value_codes = reinterpret_cast<const uint8_t*>(codes.values);
-    for (int64_t slot = 0; slot < PAGE_SLOTS; slot += 2)
+    for (int64_t slot = 0; slot < PAGE_SLOTS; slot += 4)
         for (int64_t c = 0; c < stride; c += LANES) {
-            const Pairs code = load_code_pairs(value_codes + slot * stride + c * 2, true);
-            store(values + slot * stride + c, codes.value_scales[slot] * code.first);
-            store(values + (slot + 1) * stride + c, codes.value_scales[slot + 1] * code.second);
+            const Ints words = load_words(codes.values + slot * stride + c * 4);
+            for (int i = 0; i < 4; ++i)
+                store(values + (slot + i) * stride + c, codes.value_scales[slot + i] * codes_at(words, i, true));
         }
 }
 

@@ -34,7 +34,7 @@ static Rows rows_of(const AttendRequest& request, const QueryBlock& block, int64
         scratch += (bytes + 63) / 64 * 64;
         return memory;
     };
-    rows.page = take(2 * 4 * rows.stride * PAGE_SLOTS);
+    rows.page = take(page_scratch_bytes(rows.head_width));
     rows.q = reinterpret_cast<float*>(take(rows.count * rows.stride * 4));
     rows.q_bf16 = reinterpret_cast<uint16_t*>(take(rows.count * rows.stride * 2));
     rows.weighted = reinterpret_cast<float*>(take(rows.count * rows.stride * 4));
@@ -148,8 +148,7 @@ static void attend(const AttendRequest& request, const QueryBlock& block, int64_
         for (int64_t index = span * SPAN_PAGES; index < (span + 1) * SPAN_PAGES; ++index) {
             if (index < first_page || index > own_page) continue;
             const bool has_codes = layer.format == KvFormat::Int8 && index < own_page;
-            // Codes take longer to unpack than to arrive; asking for them early only costs time.
-            const bool has_next = index < own_page && layer.format != KvFormat::Int8;
+            const bool has_next = index < own_page;
             const uint8_t* next = has_next ? block_at(index + 1) : nullptr;
             const int64_t next_bytes = has_next ? block_bytes(layer.format, layer.head_width) : 0;
             attend_page(rows, layer.format, {block_at(index), has_codes, index * PAGE_SLOTS, next, next_bytes});
@@ -169,7 +168,7 @@ static void merge(const AttendRequest& request, const QueryBlock& block, int64_t
     const int64_t group = request.num_query_heads / request.layer.num_heads;
     const int64_t stride = value_stride(request.layer.head_width), floats = partial_floats(request.layer.head_width);
     const int64_t num_rows = (block.token_end - block.token_begin) * group;
-    float total[256];
+    float total[value_stride(MAX_HEAD_WIDTH)];
     for (int64_t row = 0; row < num_rows; ++row) {
         const float* first = partials + row * floats;
         float maximum = first[0], row_sum = first[1];

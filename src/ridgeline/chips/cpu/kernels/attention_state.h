@@ -24,7 +24,7 @@ struct Rows {
     float* total_sums;
     int32_t* first;  // [row] first position that is seen
     int32_t* last;   // [row] the row's own position
-    uint8_t* page;   // room for a dequantised page
+    uint8_t* page;   // room for a dequantised page, or for queries in whole numbers
     uint8_t* tile;   // room for what is kept of some rows on one page
 };
 
