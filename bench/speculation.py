@@ -188,13 +188,15 @@ def measured(model: Path, names: Sequence[str], num_rounds: int, draft_model: st
 
 
 def shown(case: Case, runs: dict[str, list[Run]]) -> dict[str, float]:
-    """Print and return medians of the clean rounds."""
-    rates = {}
-    for name, own in runs.items():
-        clean = [each for each in own if each.foreign_share <= MAX_FOREIGN_SHARE] or own
-        rates[name] = statistics.median(each.tokens_per_second for each in clean)
+    """Print and return medians of the clean rounds; the ratio is the median of the rounds' own ratios.
+
+    Both sides of a round run one right after the other, so that a machine that changes its speed spoils few ratios.
+    """
+    pairs = list(zip(runs["plain"], runs["speculating"], strict=True))
+    clean = [pair for pair in pairs if max(each.foreign_share for each in pair) <= MAX_FOREIGN_SHARE] or pairs
+    rates = {name: statistics.median(pair[side].tokens_per_second for pair in clean) for side, name in enumerate(runs)}
+    ratio = statistics.median(with_drafts.tokens_per_second / plain.tokens_per_second for plain, with_drafts in clean)
     last = runs["speculating"][-1]
-    ratio = rates["speculating"] / rates["plain"]
     print(
         f"{case.name:<26}{rates['plain']:>8.1f}{rates['speculating']:>8.1f} tokens/s {ratio:>6.2f}x  "
         f"{last.num_output_tokens} tokens in {last.num_steps} steps of {last.rows_per_step:.1f} rows, "
@@ -212,7 +214,7 @@ def main() -> int:
     parser.add_argument("--draft-model")
     parser.add_argument("--case", action="append", default=[], help="only these")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="a file that exists is added to")
     options = parser.parse_args()
     report: dict[str, Any] = {
         "machine": facts(),
@@ -224,6 +226,8 @@ def main() -> int:
         cases_measured = measured(model, options.case, options.rounds, options.draft_model)
         report["models"].append({"model": model.name, "draft_model": options.draft_model, "cases": cases_measured})
     if options.json is not None:
+        if options.json.exists():
+            report["models"] = json.loads(options.json.read_text())["models"] + report["models"]
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 

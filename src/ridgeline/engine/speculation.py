@@ -101,15 +101,15 @@ class Speculation:
             self._best_draft(self._samples[sequence.sequence_id], count)
             for sequence, count in zip(sequences, most, strict=True)
         ]
+        if self._draft_model is None and not any(draft.token_ids for draft in drafts):
+            return {}
         seconds = self._seconds_of(sequences)
-        lengths = [0] * len(drafts)
-        if any(draft.token_ids for draft in drafts):
-            lengths = choose_lengths(
-                [draft.chances for draft in drafts],
-                max_drafts=max_drafts,
-                seconds=seconds,
-                goal_seconds=self._goal_seconds,
-            )
+        lengths = choose_lengths(
+            [draft.chances for draft in drafts],
+            max_drafts=max_drafts,
+            seconds=seconds,
+            goal_seconds=self._goal_seconds,
+        )
         copied = {
             sequence.sequence_id: draft.token_ids[:length]
             for sequence, draft, length in zip(sequences, drafts, lengths, strict=True)
@@ -183,8 +183,12 @@ class Speculation:
         drafters = self._drafters.get(sequence_id)
         if drafters is None:
             drafters = self._drafters[sequence_id] = self._drafting.drafters(sample.request, sample.token_ids)
-        drafts = [drafter.propose(most) for drafter in drafters]
-        return max(drafts, key=lambda draft: expected_tokens(draft.chances), default=NO_DRAFT)
+        best = NO_DRAFT
+        for drafter in drafters:
+            draft = drafter.propose(most)
+            if draft.token_ids and (best is NO_DRAFT or expected_tokens(draft.chances) > expected_tokens(best.chances)):
+                best = draft
+        return best
 
     def _seconds_of(self, sequences: Sequence[ScheduledSequence]) -> Seconds:
         predict = self._predict
