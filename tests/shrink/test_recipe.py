@@ -54,7 +54,7 @@ def test_the_output_is_the_embedding_where_they_are_tied() -> None:
 def test_sensitive_matrices_keep_more() -> None:
     mix = mix_named("q4-high")
     made = choices(
-        mix, [(f"blk.3.{name}.weight", (8, 256), formats.F16) for name in ("attn_v", "ffn_down", "ffn_up", "attn_q")]
+        mix, [(f"blk.3.{name}.weight", (8, 256), formats.F16) for name in ("attn_v", "ffn_down", "ffn_up", "ffn_gate")]
     )
     assert [choice.chosen for choice in made] == [mix.sensitive, mix.sensitive, mix.body, mix.body]
     assert mix.sensitive.bits_per_weight > mix.body.bits_per_weight

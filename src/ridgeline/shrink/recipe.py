@@ -35,16 +35,16 @@ class Mix:
     body: Format
     """Of the matrices of the layers."""
     sensitive: Format
-    """Of those among them whose errors reach the answer with least in between: see `SENSITIVE`."""
+    """Of those among them that lose most for the bytes that they save: see `SENSITIVE`."""
     output: Format
     """Of the matrix that makes logits, which is also the embedding where the two are tied."""
     embedding: Format
     """Of an embedding that is only looked up: a token reads one row of it."""
 
 
-SENSITIVE = ("attn_v.weight", "ffn_down.weight")
-"""How the names of sensitive matrices end: values pass attention as they are, and what `down` makes goes straight into
-the stream that all later layers read."""
+SENSITIVE = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_down.weight")
+"""How the names of sensitive matrices end. Those of attention are few, and `down` writes straight into the stream that
+all later layers read."""
 
 
 def _mix(name: str, summary: str, body: Format, sensitive: Format, output: Format, embedding: Format) -> Mix:
@@ -53,8 +53,8 @@ def _mix(name: str, summary: str, body: Format, sensitive: Format, output: Forma
 
 MIXES: tuple[Mix, ...] = (
     _mix("q8", "8.5 bits a weight", formats.Q8_0, formats.Q8_0, formats.Q8_0, formats.Q8_0),
-    _mix("q5", "5.5 bits a weight", formats.Q5_K, formats.Q5_K, formats.Q6_K, formats.Q6_K),
-    _mix("q4-high", "about 4.8 bits a weight", formats.Q4_K, formats.Q5_K, formats.Q6_K, formats.Q6_K),
+    _mix("q5", "5.5 bits a weight", formats.Q5_K, formats.Q5_K, formats.Q5_K, formats.Q6_K),
+    _mix("q4-high", "about 5 bits a weight", formats.Q4_K, formats.Q5_K, formats.Q5_K, formats.Q6_K),
     _mix("q4", "about 4.5 bits a weight", formats.Q4_K, formats.Q4_K, formats.Q5_K, formats.Q6_K),
 )
 DEFAULT_MIX = "q4"
