@@ -23,6 +23,8 @@ class Row:
     """The program in bench/peers that drives it."""
     weights: str = FROM_FILE
     """FROM_FILE, or the name of a folder below `models/MODEL/` of the folder of all peers."""
+    warms_itself: bool = False
+    """Its adapter runs something in each new shape before the clock starts."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of its environment; {folder} and {environment} stand for those folders."""
     server: tuple[str, ...] = ()
@@ -40,10 +42,11 @@ ROWS = (
         name="llama.cpp",
         environment="llama.cpp",
         adapter="drive_llama_cpp.py",
+        warms_itself=True,
         server=("{environment}/bin/llama-server", "-m", "{model}", "--port", "{port}", "-t", "{threads}")
         + ("-np", "8", "-c", "4096", "-fa", "on"),
     ),
-    Row(name="ik_llama.cpp", environment="ik_llama.cpp", adapter="drive_ik_llama_cpp.py"),
+    Row(name="ik_llama.cpp", environment="ik_llama.cpp", adapter="drive_ik_llama_cpp.py", warms_itself=True),
     Row(name="openvino int4", environment="openvino", adapter="drive_openvino.py", weights="openvino-int4"),
     Row(name="openvino int8", environment="openvino", adapter="drive_openvino.py", weights="openvino-int8"),
     Row(name="onnxruntime int4", environment="onnxruntime", adapter="drive_onnxruntime.py", weights="onnxruntime-int4"),
@@ -69,10 +72,11 @@ ROWS = (
         name="llama.cpp avx2",
         environment="llama.cpp",
         adapter="drive_llama_cpp.py",
+        warms_itself=True,
         variables={"LLAMA_CPP_LIB_PATH": "{folder}/llama.cpp-avx2/bin"},
     ),
     # The wheel of the index, which is compiled for AVX2.
-    Row(name="ik_llama.cpp avx2", environment="ik_llama.cpp-avx2", adapter="drive_ik_llama_cpp.py"),
+    Row(name="ik_llama.cpp avx2", environment="ik_llama.cpp-avx2", adapter="drive_ik_llama_cpp.py", warms_itself=True),
 )
 
 
@@ -96,8 +100,8 @@ CASES = (
     Case(name="batch 8", num_prompts=8, prompt_tokens=256, new_tokens=128),
     Case(name="batch 32", num_prompts=32, prompt_tokens=256, new_tokens=128),
     *(
-        Case(name=f"rows {rows}", num_prompts=rows, prompt_tokens=32, new_tokens=17)
-        for rows in (16, 12, 8, 7, 6, 5, 4, 3, 2, 1)
+        Case(name=f"rows {rows}", num_prompts=rows, prompt_tokens=128, new_tokens=17)
+        for rows in (16, 12, 8, 6, 5, 4, 3, 2, 1)
     ),
     Case(name="shared prefix", num_prompts=16, prompt_tokens=1056, new_tokens=32, shared_tokens=1024),
     # Over HTTP, for the rows that have a server.

@@ -125,11 +125,12 @@ class Measurement:
         with self._stack:
             windows = text_windows(self._options.model)
             for row in rows:
-                driver = self._driver(row)
-                if driver is None or row.name in known:
+                driver = None if row.name in known else self._driver(row)
+                if driver is None:
                     continue
                 try:
-                    answer = driver.ask("loss", windows=windows)
+                    with locked(self._options.lock):
+                        answer = driver.ask("loss", windows=windows)
                 except PeerError as error:
                     note(str(error))
                     continue
@@ -168,7 +169,7 @@ class Measurement:
         driver = None if is_served else self._driver(row)
         if driver is None and not (is_served and row.server):
             return None
-        if driver is not None and number == 0:  # whatever is made at the first use of a shape
+        if driver is not None and number == 0 and not row.warms_itself:  # whatever the first use of a shape makes
             warm = Case(name="", num_prompts=case.num_prompts, prompt_tokens=16, new_tokens=2)
             generated(driver, warm, 0)
         figures: Record = {}

@@ -87,7 +87,8 @@ class Cell:
     def words(self) -> str:
         shown = [in_words(value) for value in (self.median, min(self.values), max(self.values))]
         mark = "" if self.is_clean else " contended"
-        return f"{shown[0]} [{shown[1]}-{shown[2]}]{mark}" if len(self.values) > 1 else f"{shown[0]} (once){mark}"
+        many = len(self.values) > 1
+        return f"{shown[0]} [{shown[1]}-{shown[2]}] ×{len(self.values)}{mark}" if many else f"{shown[0]} ×1{mark}"
 
 
 class Report:
@@ -225,7 +226,10 @@ def section(report: Report, plots: Path) -> str:
     pairs = [(OURS, row) for row in rows if row != OURS]
     title = report.name.replace("qwen2.5-coder-", "Qwen2.5-Coder-").replace("b", "B")
     parts = [f"### {title}", loops(report)]
-    parts += ["Tokens a second, median [least-most]:", speeds(report, SPEEDS, rows, 2, scored=True)]
+    parts += [
+        "Tokens a second, median [least-most] × how many runs count:",
+        speeds(report, SPEEDS, rows, 2, scored=True),
+    ]
     parts += ["How many times faster, median over the rounds:", ratios(report, SPEEDS, pairs, 2)]
     parts.append(
         "Share of the loops of the same round, at the file's bytes, and what a long context leaves of a speed:"
