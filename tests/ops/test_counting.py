@@ -16,7 +16,7 @@ from ridgeline.model.decoder import DecoderWeights, LayerWeights, decoder_step
 from ridgeline.model.spec import DecoderSpec, LayerSpec, RopeSpec
 from ridgeline.ops.chip import ChipFacts, PageLayout, TensorSource
 from ridgeline.ops.composed import ComposedOps
-from ridgeline.ops.cost import StepCost, page_bytes
+from ridgeline.ops.cost import ChipCost, StepCost, page_bytes
 from ridgeline.ops.step import SpanShape, StepArrays, StepLimits, StepShape
 from ridgeline.quant.formats import BY_NAME
 
@@ -340,6 +340,18 @@ def test_seconds_is_the_longer_of_moving_and_computing_a_term() -> None:
     one, many = shape_of((1, 1)), shape_of((400, 400))
     assert cost.seconds(one, fast_memory) < cost.seconds(one, fast_products)
     assert cost.seconds(many, fast_products) < cost.seconds(many, fast_memory)
+
+
+@pytest.mark.parametrize("bandwidth", [1e6, 1e9, 3e10, 1e15])
+def test_a_chips_cost_is_the_cost_on_that_chip(bandwidth: float) -> None:
+    cost = cost_of(RICH_SPEC)
+    facts = replace(FACTS, bandwidth_bytes_per_second=bandwidth, step_overhead_seconds=1e-5)
+    on_chip = ChipCost(cost, facts)
+    generator = random.Random(5)
+    for _ in range(50):
+        spans = [(count, count + generator.randrange(300)) for count in generator.choices([1, 2, 9, 200], k=3)]
+        shape = shape_of(*spans, rows=generator.randrange(4))
+        assert on_chip.seconds(shape) == pytest.approx(cost.seconds(shape, facts), rel=1e-12)
 
 
 def test_output_matrix_is_not_read_without_logit_rows() -> None:

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 
 from ridgeline.ops.chip import ChipFacts
-from ridgeline.ops.cost import StepCost
+from ridgeline.ops.cost import ChipCost, StepCost
 from ridgeline.ops.step import StepShape
 
 CORRECTION_WEIGHT = 0.1
@@ -41,8 +41,7 @@ class StepPredictor:
     """
 
     def __init__(self, cost: StepCost, facts: ChipFacts) -> None:
-        self._cost = cost
-        self._facts = facts
+        self._cost = ChipCost(cost, facts)
         self._log_ratios: dict[int, float] = {}
         self._num_observed: Counter[int] = Counter()
         self._worths: dict[int, float] = {}
@@ -56,11 +55,11 @@ class StepPredictor:
 
     def seconds(self, shape: StepShape) -> float:
         """The predicted time of a step."""
-        return self._cost.seconds(shape, self._facts) * math.exp(self._log_ratio(shape.num_tokens))
+        return self._cost.seconds(shape) * math.exp(self._log_ratio(shape.num_tokens))
 
     def observe(self, shape: StepShape, measured_seconds: float) -> None:
         """Learn from a step that was run."""
-        at_roofline = self._cost.seconds(shape, self._facts)
+        at_roofline = self._cost.seconds(shape)
         if not 0.0 < measured_seconds < math.inf or not 0.0 < at_roofline < math.inf:
             return
         self.predicted_seconds += at_roofline * math.exp(self._log_ratio(shape.num_tokens))

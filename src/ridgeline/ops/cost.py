@@ -86,6 +86,49 @@ class StepCost:
         return seconds
 
 
+class ChipCost:
+    """`StepCost.seconds` on one chip, to be asked at every step: what can be reckoned before is.
+
+    A term of which moving outlasts computing (or the other way) feature by feature is never bound by the other, so all
+    such terms are one sum.
+
+    Holds: seconds for each feature; the terms that may be bound by either.
+    """
+
+    def __init__(self, cost: StepCost, facts: ChipFacts) -> None:
+        self._windows = cost.windows
+        self._overhead_seconds = facts.step_overhead_seconds
+        sums = [0.0] * (NUM_PLAIN_FEATURES + 2 * len(cost.windows))
+        self._either: list[tuple[list[tuple[int, float]], list[tuple[int, float]]]] = []
+        for term in cost.terms:
+            chip_peak = peak(facts, term.format_name)
+            moving = {place: count / facts.bandwidth_bytes_per_second for place, count in term.bytes}
+            computing = {place: count / chip_peak for place, count in term.operations}
+            for longer, shorter in ((moving, computing), (computing, moving)):
+                if all(longer.get(place, 0.0) >= seconds for place, seconds in shorter.items()):
+                    for place, seconds in longer.items():
+                        sums[place] += seconds
+                    break
+            else:
+                self._either.append((list(moving.items()), list(computing.items())))
+        self._sums = [(place, seconds) for place, seconds in enumerate(sums) if seconds]
+
+    def seconds(self, shape: StepShape) -> float:
+        """How long the step takes at the chip's roofline, plus the chip's overhead for a step."""
+        features = step_features(shape, self._windows)
+        total = self._overhead_seconds
+        for place, seconds in self._sums:
+            total += seconds * features[place]
+        for moving, computing in self._either:
+            moved = done = 0.0
+            for place, seconds in moving:
+                moved += seconds * features[place]
+            for place, seconds in computing:
+                done += seconds * features[place]
+            total += moved if moved > done else done
+        return total
+
+
 def peak(facts: ChipFacts, format_name: str) -> float:
     """Operations per second that products with weights of this format run at; fp32 where the facts do not say."""
     peaks = facts.operations_per_second
