@@ -10,7 +10,7 @@ from ridgeline.chips.published import published_chip
 from ridgeline.chips.registry import CHIPS, open_chip
 from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
-from ridgeline.engine.sizes import choose_limits, choose_pages, in_words
+from ridgeline.engine.sizes import bytes_in_words, choose_limits, choose_pages
 from ridgeline.errors import CapacityError, UserError
 from ridgeline.model.load import plan_model
 from ridgeline.ops.chip import ChipFacts
@@ -59,16 +59,16 @@ def test_the_context_is_cut_to_what_fits_unless_it_was_asked_for() -> None:
     with pytest.raises(CapacityError) as caught:
         pages(memory_bytes=110 * MEGABYTE, wanted_context_tokens=4096)
     assert "a context of 640 tokens would fit" in caught.value.hint
-    assert "64.00 MB for a context of 4096 tokens" in caught.value.message
+    assert "64.0 MB for a context of 4096 tokens" in caught.value.message
 
 
 def test_too_little_memory_is_said_with_what_is_needed() -> None:
     with pytest.raises(CapacityError) as caught:
         pages(available_bytes=50 * MEGABYTE)
-    assert "100.00 MB for its weights, 0 bytes for logits" in caught.value.message
-    assert "47.50 MB are available" in caught.value.message
+    assert "100.0 MB for its weights, 0 B for logits" in caught.value.message
+    assert "47.5 MB are available" in caught.value.message
     assert "smaller" in caught.value.hint
-    with pytest.raises(CapacityError, match=r"2.00 GB of memory were allowed, but 1.00 GB are available"):
+    with pytest.raises(CapacityError, match=r"2.0 GB of memory were allowed, but 1.0 GB are available"):
         pages(memory_bytes=2000 * MEGABYTE)
 
 
@@ -77,9 +77,8 @@ def test_a_wish_for_context_may_take_more_than_the_usual_share() -> None:
 
 
 def test_bytes_in_words() -> None:
-    assert [in_words(n) for n in (0, 999, 12_345, 98_362_432, 5 * 10**12)] == [
-        "0 bytes", "999 bytes", "12 kB", "98.36 MB", "5000.00 GB",
-    ]  # fmt: skip
+    sizes = (0, 999, 12_345, 98_362_432, 5 * 10**12)
+    assert [bytes_in_words(size) for size in sizes] == ["0 B", "999 B", "12.3 kB", "98.4 MB", "5000.0 GB"]
 
 
 def test_the_largest_step_follows_the_roofline() -> None:
@@ -105,9 +104,12 @@ def test_the_largest_step_follows_the_roofline() -> None:
     assert choose_limits(cost, far, 2048, 100_000).max_sequences == 64, (
         "50 tokens of arithmetic take as long as the weights"
     )
-    limits = choose_limits(cost, slow, 2048, 100_000)
-    assert limits.max_tokens > limits.max_logit_rows > limits.max_sequences == 32
-    assert limits.max_logit_rows == 160, "64 MB of logits"
+    rows = {
+        memory: choose_limits(cost, slow, 2048, 100_000, memory).max_logit_rows
+        for memory in (1 << 20, 500_000_000, 1 << 40)
+    }
+    assert rows == {1 << 20: 32, 500_000_000: 62, 1 << 40: 128}, "one for each sequence, a share of memory, enough"
+    assert choose_limits(cost, replace(slow, memory_bytes=500_000_000), 2048, 100_000).max_logit_rows == 62
 
 
 def test_opened_with_nothing_said(tiny) -> None:

@@ -217,7 +217,7 @@ def test_a_port_in_use(tmp_path, cache):
         (("--api-key", " secret"), "spaces around it"),
         (("--port", "65536"), "--port is 65536"),
         (("--port", "-1"), "--port is -1"),
-        (("--memory", "1MB"), "1.00 MB were allowed"),
+        (("--memory", "1MB"), "1.0 MB were allowed"),
     ],
 )
 def test_a_server_that_cannot_be(tmp_path, cache, arguments, words):

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ridgeline.engine.sizes import bytes_in_words
 
-def bytes_in_words(count: float) -> str:
-    """1234567 -> '1.2 MB'."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+__all__ = ["bytes_in_words", "seconds_in_words", "table"]
 
 
 def seconds_in_words(seconds: float) -> str:

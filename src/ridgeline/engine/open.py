@@ -71,7 +71,7 @@ def open_engine(
         cost = step_cost(plan, settings.kv_format)
         if limits is None:
             context_tokens = settings.context_tokens or plan.spec.context_tokens
-            limits = choose_limits(cost, facts, context_tokens, plan.spec.vocabulary_size)
+            limits = choose_limits(cost, facts, context_tokens, plan.spec.vocabulary_size, settings.memory_bytes)
         text = tokenizer if tokenizer is not None else open_text(checkpoint, cache_folder / "text")[0]
         draft = None
         if settings.draft_model is not None and settings.speculation:

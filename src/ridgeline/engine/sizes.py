@@ -22,16 +22,21 @@ WORTHWHILE_GAIN = 1.1
 MIN_STEP_TOKENS, MAX_STEP_TOKENS = 512, 8192
 MAX_STEP_SECONDS = 1.0
 """Of a step that reads prompts while nobody waits for a next token: a cancelled request is rid of within this time."""
-MAX_LOGITS_BYTES = 64_000_000
-"""Of the rows of one step. Prompts whose log-probabilities are wanted are read in chunks of so many tokens."""
+WORTHWHILE_LOGIT_ROWS = 128
+"""Rows of logits in a step, beyond one for each sequence. Prompts whose log-probabilities are wanted are read in chunks
+of so many tokens: enough for the head's weights to be read for many tokens at once, and larger ones gain little."""
+LOGITS_SHARE = 0.05
+"""Of the memory that may be taken: no more of it is spent on those rows."""
 SHARE_FOR_PAGES = 0.5
 """Of the memory that is left after the weights, where no budget was stated: others use this machine too."""
 USABLE_SHARE = 0.95
 """Of the memory that the system calls available: taking all of it would push others out."""
 
 
-def choose_limits(cost: StepCost, facts: ChipFacts, context_tokens: int, vocabulary_size: int) -> StepLimits:
-    """The largest step worth making on this chip."""
+def choose_limits(
+    cost: StepCost, facts: ChipFacts, context_tokens: int, vocabulary_size: int, memory_bytes: int | None = None
+) -> StepLimits:
+    """The largest step worth making on this chip; `memory_bytes` is what a person allows for weights and pages."""
 
     def decode_seconds(num_sequences: int) -> float:
         span = SpanShape(num_tokens=1, context_tokens=min(TYPICAL_CONTEXT_TOKENS, context_tokens))
@@ -49,10 +54,12 @@ def choose_limits(cost: StepCost, facts: ChipFacts, context_tokens: int, vocabul
     num_tokens = MIN_STEP_TOKENS
     while num_tokens < MAX_STEP_TOKENS and prefill_seconds(2 * num_tokens) <= MAX_STEP_SECONDS:
         num_tokens *= 2
+    for_logits_bytes = int(LOGITS_SHARE * (facts.memory_bytes if memory_bytes is None else memory_bytes))
+    num_rows = min(num_tokens, WORTHWHILE_LOGIT_ROWS, for_logits_bytes // logits_bytes(1, vocabulary_size))
     return StepLimits(
         max_tokens=num_tokens,
         max_sequences=num_sequences,
-        max_logit_rows=max(num_sequences, min(num_tokens, MAX_LOGITS_BYTES // logits_bytes(1, vocabulary_size))),
+        max_logit_rows=max(num_sequences, num_rows),
         max_pages_per_sequence=pages_for(context_tokens),
     )
 
@@ -108,14 +115,16 @@ def choose_pages(
     left_bytes = allowed_bytes - weight_bytes - step_bytes
     if memory_bytes is not None and memory_bytes > available_bytes:
         raise CapacityError(
-            f"{in_words(memory_bytes)} of memory were allowed, but {in_words(available_bytes)} are available",
+            f"{bytes_in_words(memory_bytes)} of memory were allowed, "
+            f"but {bytes_in_words(available_bytes)} are available",
             hint="allow less, or free memory",
         )
     if left_bytes < least_pages * page_bytes:
         raise CapacityError(
-            f"{model_name} needs {in_words(weight_bytes)} for its weights, {in_words(step_bytes)} for logits and "
-            f"{in_words(least_pages * page_bytes)} for a context of {least_pages * PAGE_SLOTS} tokens; "
-            f"{in_words(max(allowed_bytes, 0))} "
+            f"{model_name} needs {bytes_in_words(weight_bytes)} for its weights, "
+            f"{bytes_in_words(step_bytes)} for logits and "
+            f"{bytes_in_words(least_pages * page_bytes)} for a context of {least_pages * PAGE_SLOTS} tokens; "
+            f"{bytes_in_words(max(allowed_bytes, 0))} "
             f"{'are available' if memory_bytes is None else 'were allowed'}",
             hint=_what_would_fit(left_bytes, page_bytes),
         )
@@ -132,11 +141,10 @@ def _what_would_fit(left_bytes: int, page_bytes: int) -> str:
     return f"a context of {num_tokens} tokens would fit; int8 keys and values take half the memory of bf16"
 
 
-def in_words(num_bytes: int) -> str:
-    """Bytes as a person reads them, in powers of 1000."""
-    size = float(num_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit in ("bytes", "kB") else f"{size:.2f} {unit}"
-        size /= 1000
+def bytes_in_words(count: float) -> str:
+    """1234567 -> '1.2 MB': bytes as a person reads them, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
     raise AssertionError
