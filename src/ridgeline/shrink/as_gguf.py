@@ -119,6 +119,10 @@ class AsGguf:
         """That of the folder."""
         return self._checkpoint.fingerprint()
 
+    def release(self) -> None:
+        """Give back the memory of what was read."""
+        self._checkpoint.release()
+
     def close(self) -> None:
         """Close the folder."""
         self._checkpoint.close()
