@@ -185,7 +185,7 @@ class Plan {
     float* row(const Place& place, int64_t index) const { return floats(place.offset + index * place.stride); }
     uint8_t* scratch(int thread) const { return scratch_.data() + thread * scratch_bytes_; }
     template <class Body>
-    static void take_pieces(std::atomic<int64_t>& next, int64_t begin, int64_t end, int64_t part, int64_t most_at_once,
+    static void take_pieces(std::atomic<int64_t>& next, Range range, int64_t unit, int64_t part, int64_t most_at_once,
                             Body& body);
     template <class Body>
     void share_tiles(size_t index, int64_t count, int64_t rows, int64_t most_at_once, int thread, Body body);

@@ -8,8 +8,8 @@ namespace ridgeline {
 
 namespace {
 
-// Tiles are handed out in pairs, as matmul takes them.
-constexpr int64_t TILE_UNIT = 2;
+// Tiles are handed out in pairs, as matmul takes them; with many rows in fours, since it takes two pairs at a time then.
+constexpr int64_t TILE_UNIT = 2, TILE_UNIT_MANY = 4;
 // This part of a thread's range may be taken by others.
 constexpr int64_t SHARED_PART = 5;
 // What is asked for before a product begins: while it runs, matmul asks this far ahead by itself.
@@ -17,7 +17,7 @@ constexpr int64_t FIRST_BYTES = 12288;
 // Rows that matmul takes at a time, and floats of a strip of gate (and of up) for so many: they stay in a thread's
 // second-level cache beside the rows.
 constexpr int64_t STRIP_ROWS = 192;
-constexpr int64_t STRIP_FLOATS = STRIP_ROWS * 10 * TILE_ROWS;
+constexpr int64_t STRIP_FLOATS = STRIP_ROWS * 12 * TILE_ROWS;
 int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
@@ -65,7 +65,10 @@ template <class Body>
 void Plan::share_tiles(size_t index, int64_t count, int64_t rows, int64_t most_at_once, int thread, Body body) {
     const int num_threads = pool_->num_threads();
     Counter* counters = &counters_[index * static_cast<size_t>(num_threads)];
-    if (rows > MANY_ROWS) return take_pieces(counters[0].next, 0, count, 3 * num_threads, most_at_once, body);
+    if (rows > MANY_ROWS) {
+        take_pieces(counters[0].next, {0, count}, TILE_UNIT_MANY, 3 * num_threads, most_at_once, body);
+        return;
+    }
     const auto fixed_of = [](const Range& range) {
         return (range.end - range.begin) * (SHARED_PART - 1) / SHARED_PART / TILE_UNIT * TILE_UNIT;
     };
@@ -76,21 +79,21 @@ void Plan::share_tiles(size_t index, int64_t count, int64_t rows, int64_t most_a
         if (i == 0)
             for (int64_t begin = range.begin; begin < fixed_end; begin += most_at_once)
                 body(begin, std::min(fixed_end, begin + most_at_once));
-        take_pieces(counters[owner].next, fixed_end, range.end, 2, most_at_once, body);
+        take_pieces(counters[owner].next, {fixed_end, range.end}, TILE_UNIT, 2, most_at_once, body);
     }
 }
 
-// Pieces of the tiles [begin, end), each a part of what is left, so that the threads end together.
+// Pieces of a range of tiles, each a part of what is left, so that the threads end together.
 template <class Body>
-void Plan::take_pieces(std::atomic<int64_t>& next, int64_t begin, int64_t end, int64_t part, int64_t most_at_once,
+void Plan::take_pieces(std::atomic<int64_t>& next, Range range, int64_t unit, int64_t part, int64_t most_at_once,
                        Body& body) {
-    const int64_t count = end - begin;
+    const int64_t count = range.end - range.begin;
     int64_t taken = next.load(std::memory_order_relaxed);
     while (taken < count) {
-        const int64_t fair = (count - taken) / part / TILE_UNIT * TILE_UNIT;
-        const int64_t piece = std::min(most_at_once, std::max(TILE_UNIT, fair));
+        const int64_t fair = (count - taken) / part / unit * unit;
+        const int64_t piece = std::min(most_at_once, std::max(unit, fair));
         if (!next.compare_exchange_weak(taken, taken + piece, std::memory_order_relaxed)) continue;
-        body(begin + taken, std::min(end, begin + taken + piece));
+        body(range.begin + taken, std::min(range.end, range.begin + taken + piece));
         taken = next.load(std::memory_order_relaxed);
     }
 }
