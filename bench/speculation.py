@@ -4,10 +4,10 @@
 
 Cases are conversations as people have them, through the model's own chat template: a file to be returned with names
 changed, a question over a document that is answered by quoting it, both greedy; a story drawn at temperature 0.8, which
-repeats little, and one at 1.5, which repeats nothing. Each case runs with and without speculation in turns; both give
-the same tokens, which is checked. Nothing is left from one round to the next: no cached prefix, and no text to copy
-from. Rates are of the steps after the first token. A round in which other processes took more than MAX_FOREIGN_SHARE
-of the CPUs is left out of the medians where there are others.
+repeats little, and one at 1.5, which repeats nothing. Each case runs with and without speculation, a few steps of each
+in turn; both give the same tokens, which is checked. Nothing is left from one round to the next: no cached prefix, and
+no text to copy from. Rates are of the steps after the first token. A round in which other processes took more than
+MAX_FOREIGN_SHARE of the CPUs is left out of the medians where there are others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from machine import MAX_FOREIGN_SHARE, facts, foreign_share
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.open import open_engine
 from ridgeline.engine.settings import EngineSettings
+from ridgeline.request.output import TokenChunk
 from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import SamplingParams
 from ridgeline.text.chat_prompt import chat_tokens
@@ -35,6 +36,7 @@ from ridgeline.weights.open import open_checkpoint
 
 MEMORY_BYTES = 3_000_000_000
 CONTEXT_TOKENS = 8192
+STEPS_A_TURN = 8
 DATA = Path(__file__).parent / "data"
 
 
@@ -105,36 +107,58 @@ def cases() -> tuple[Case, ...]:
     )
 
 
-def run(engine: Engine, case: Case, prompt: Sequence[int]) -> tuple[Run, tuple[int, ...], str]:
-    """(figures, tokens, text) of one answer from an empty prefix cache."""
-    engine.forget_prefixes()
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One answer while it is made. The clock counts after the first token, and only while its own engine steps."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    seconds: float = 0.0
+    num_steps: int = 0
+    last: TokenChunk | None = None
+
+    def take(self, chunks: Sequence[TokenChunk], seconds: float) -> None:
+        """Add what a step brought."""
+        if self.tokens:
+            self.seconds += seconds
+            self.num_steps += 1
+        for chunk in chunks:
+            self.tokens += chunk.token_ids
+            self.text += chunk.text
+            self.last = chunk
+
+
+def run(engines: Mapping[str, Engine], case: Case, prompt: Sequence[int]) -> tuple[dict[str, Run], dict[str, Answer]]:
+    """One answer of each engine from an empty prefix cache, all at once, each engine a few steps in turn.
+
+    The turns are short, so that a machine that changes its speed does so for all.
+    """
     sampling = SamplingParams(
         max_tokens=case.max_tokens, min_tokens=case.min_tokens, temperature=case.temperature, seed=1
     )
-    tokens: list[int] = []
-    text = ""
-    begin = num_steps = 0
+    answers = {name: Answer() for name in engines}
     with foreign_share() as foreign:
-        engine.add(Request(request_id="bench", prompt_token_ids=tuple(prompt), sampling=sampling, seed=1))
-        while engine.has_work():
-            for chunk in engine.step():
-                tokens += chunk.token_ids
-                text += chunk.text
-                last = chunk
-            if tokens and not begin:
-                begin = time.perf_counter_ns()
-            num_steps += begin > 0
-        seconds = (time.perf_counter_ns() - begin) / 1e9
-    assert last.error is None, last.error
-    figures = Run(
-        tokens_per_second=(len(tokens) - 1) / seconds,
-        num_output_tokens=len(tokens),
-        num_steps=num_steps - 1,
-        num_drafted_tokens=last.timing.num_drafted_tokens,
-        num_accepted_tokens=last.timing.num_accepted_tokens,
-        foreign_share=foreign.share,
-    )
-    return figures, tuple(tokens), text
+        for engine in engines.values():
+            engine.forget_prefixes()
+            engine.add(Request(request_id="bench", prompt_token_ids=tuple(prompt), sampling=sampling, seed=1))
+        while any(engine.has_work() for engine in engines.values()):
+            for name, engine in engines.items():
+                for _ in range(STEPS_A_TURN):
+                    begin = time.perf_counter()
+                    chunks = engine.step()
+                    answers[name].take(chunks, time.perf_counter() - begin if chunks else 0.0)
+    figures = {}
+    for name, answer in answers.items():
+        assert answer.last is not None and answer.last.error is None and answer.last.timing is not None
+        figures[name] = Run(
+            tokens_per_second=(len(answer.tokens) - 1) / answer.seconds,
+            num_output_tokens=len(answer.tokens),
+            num_steps=answer.num_steps,
+            num_drafted_tokens=answer.last.timing.num_drafted_tokens,
+            num_accepted_tokens=answer.last.timing.num_accepted_tokens,
+            foreign_share=foreign.share,
+        )
+    return figures, answers
 
 
 def measured(model: Path, names: Sequence[str], num_rounds: int, draft_model: str | None) -> list[dict[str, Any]]:
@@ -160,13 +184,11 @@ def measured(model: Path, names: Sequence[str], num_rounds: int, draft_model: st
         answer = ""
         # The first round lets both learn what steps cost.
         for number in range(num_rounds + 1):
-            tokens = set()
-            for name in list(engines)[:: 1 if number % 2 else -1]:
-                figures, said, answer = run(engines[name], case, prompt)
-                tokens.add(said)
-                if number:
-                    runs[name].append(figures)
-            assert len(tokens) == 1, "speculation changed an answer"
+            figures, answers = run(engines, case, prompt)
+            answer = answers["plain"].text
+            assert len({tuple(each.tokens) for each in answers.values()}) == 1, "speculation changed an answer"
+            for name in engines if number else ():
+                runs[name].append(figures[name])
         report.append(
             {
                 **{key: value for key, value in asdict(case).items() if key != "message"},
@@ -190,7 +212,7 @@ def measured(model: Path, names: Sequence[str], num_rounds: int, draft_model: st
 def shown(case: Case, runs: dict[str, list[Run]]) -> dict[str, float]:
     """Print and return medians of the clean rounds; the ratio is the median of the rounds' own ratios.
 
-    Both sides of a round run one right after the other, so that a machine that changes its speed spoils few ratios.
+    Both sides of a round run in turns of a few steps, so that a machine that changes its speed spoils few ratios.
     """
     pairs = list(zip(runs["plain"], runs["speculating"], strict=True))
     clean = [pair for pair in pairs if max(each.foreign_share for each in pair) <= MAX_FOREIGN_SHARE] or pairs

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from ridgeline.speculate._native import Cursor, SuffixAutomaton, advance_and_append
+from ridgeline.speculate import _native
 from ridgeline.speculate.drafter import NO_DRAFT, Draft
 from ridgeline.speculate.hit_rates import HitRates
 
@@ -29,11 +29,11 @@ class SuffixDrafter:
     Holds: the sample's tokens, which it only reads; the place of the text in the automaton. Changed by: `propose`.
     """
 
-    def __init__(self, token_ids: Sequence[int], recent: SuffixAutomaton | None = None) -> None:
+    def __init__(self, token_ids: Sequence[int], recent: _native.SuffixAutomaton | None = None) -> None:
         self._token_ids = token_ids
-        automaton = SuffixAutomaton() if recent is None else recent
+        automaton = _native.SuffixAutomaton() if recent is None else recent
         self._own = automaton if recent is None else None
-        self._cursor = Cursor(automaton)
+        self._cursor = _native.Cursor(automaton)
         self._num_seen = 0 if recent is None else max(0, len(token_ids) - KEPT_PROMPT_TOKENS)
         self._has_begun = False
         self._match_tokens = 0
@@ -67,7 +67,7 @@ class SuffixDrafter:
         if self._own is None:
             self._cursor.advance(token_ids)
         else:
-            advance_and_append(self._cursor, self._own, token_ids)
+            _native.advance_and_append(self._cursor, self._own, token_ids)
         self._match_tokens = self._cursor.match_tokens
 
 
@@ -78,13 +78,15 @@ class RecentTexts:
     """
 
     def __init__(self) -> None:
-        self._halves: OrderedDict[str, tuple[SuffixAutomaton, SuffixAutomaton]] = OrderedDict()
+        self._halves: OrderedDict[str, tuple[_native.SuffixAutomaton, _native.SuffixAutomaton]] = OrderedDict()
 
     def add(self, salt: str, token_ids: Sequence[int], num_prompt_tokens: int) -> None:
         """Remember a text that is whole."""
-        newer, older = self._halves.pop(salt) if salt in self._halves else (SuffixAutomaton(), SuffixAutomaton())
+        newer, older = (
+            self._halves.pop(salt) if salt in self._halves else (_native.SuffixAutomaton(), _native.SuffixAutomaton())
+        )
         if newer.num_tokens >= MAX_RECENT_TOKENS:
-            newer, older = SuffixAutomaton(), newer
+            newer, older = _native.SuffixAutomaton(), newer
         begin = max(0, num_prompt_tokens - KEPT_PROMPT_TOKENS)
         room = MAX_RECENT_TOKENS - newer.num_tokens
         newer.append(token_ids[begin : begin + room])
