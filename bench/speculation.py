@@ -57,10 +57,14 @@ class Run:
 
     tokens_per_second: float
     num_output_tokens: int
-    num_steps: int
     num_drafted_tokens: int
     num_accepted_tokens: int
     foreign_share: float
+
+    @property
+    def num_steps(self) -> int:
+        """After the first token: each brings one and what stands of its drafts."""
+        return self.num_output_tokens - 1 - self.num_accepted_tokens
 
     @property
     def acceptance(self) -> float:
@@ -114,14 +118,12 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     seconds: float = 0.0
-    num_steps: int = 0
     last: TokenChunk | None = None
 
     def take(self, chunks: Sequence[TokenChunk], seconds: float) -> None:
         """Add what a step brought."""
         if self.tokens:
             self.seconds += seconds
-            self.num_steps += 1
         for chunk in chunks:
             self.tokens += chunk.token_ids
             self.text += chunk.text
@@ -153,7 +155,6 @@ def run(engines: Mapping[str, Engine], case: Case, prompt: Sequence[int]) -> tup
         figures[name] = Run(
             tokens_per_second=(len(answer.tokens) - 1) / answer.seconds,
             num_output_tokens=len(answer.tokens),
-            num_steps=answer.num_steps,
             num_drafted_tokens=answer.last.timing.num_drafted_tokens,
             num_accepted_tokens=answer.last.timing.num_accepted_tokens,
             foreign_share=foreign.share,
@@ -197,7 +198,12 @@ def measured(model: Path, names: Sequence[str], num_rounds: int, draft_model: st
                 **shown(case, runs),
                 "rounds": {
                     name: [
-                        {**asdict(each), "acceptance": each.acceptance, "rows_per_step": each.rows_per_step}
+                        {
+                            **asdict(each),
+                            "num_steps": each.num_steps,
+                            "acceptance": each.acceptance,
+                            "rows_per_step": each.rows_per_step,
+                        }
                         for each in own
                     ]
                     for name, own in runs.items()
@@ -246,7 +252,8 @@ def main() -> int:
     for model in options.models:
         print(f"{model.name}\n{'case':<26}{'plain':>8}{'with':>8}", flush=True)
         cases_measured = measured(model, options.case, options.rounds, options.draft_model)
-        report["models"].append({"model": model.name, "draft_model": options.draft_model, "cases": cases_measured})
+        draft_name = None if options.draft_model is None else Path(options.draft_model).name
+        report["models"].append({"model": model.name, "draft_model": draft_name, "cases": cases_measured})
     if options.json is not None:
         if options.json.exists():
             report["models"] = json.loads(options.json.read_text())["models"] + report["models"]
