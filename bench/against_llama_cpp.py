@@ -89,7 +89,7 @@ def main() -> int:
 
             def ours() -> dict[str, float]:
                 # Opened anew each time, so that nobody's threads or memory are there while the other side runs.
-                engine = open_engine(EngineSettings(model=str(model), context_tokens=4096))  # noqa: B023
+                engine = open_engine(EngineSettings(model=str(model), context_tokens=4096, speculation=False))  # noqa: B023
                 try:
                     measure(engine, CASES[0], random)  # noqa: B023
                     return ridgeline_rates(engine, random)  # noqa: B023

@@ -81,7 +81,7 @@ def test_what_cannot_be_parsed(call, arguments, words) -> None:
         ("--threads", "100000", "1 to 1024"),
         ("--threads", "9" * 30, "1 to 1024"),
         ("--memory", "0", "--memory"),
-        ("--memory", "1kB", "1 kB were allowed"),
+        ("--memory", "1kB", "1.0 kB were allowed"),
         ("--memory", "9000TB", "are available"),
         ("--context", "0", "--context"),
         ("--context", "1", "2 to 2048"),

@@ -8,7 +8,8 @@ namespace ridgeline {
 
 namespace {
 
-// Tiles are handed out in pairs, as matmul takes them; with many rows in fours, since it takes two pairs at a time then.
+// Tiles are handed out in pairs, as matmul takes them; with many rows in fours, since it takes two pairs at a time
+// then.
 constexpr int64_t TILE_UNIT = 2, TILE_UNIT_MANY = 4;
 // This part of a thread's range may be taken by others.
 constexpr int64_t SHARED_PART = 5;
