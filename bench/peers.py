@@ -23,10 +23,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -42,6 +42,8 @@ TEXT = Path(__file__).parent / "data" / "varied.txt"
 WINDOW_TOKENS, NUM_WINDOWS = 1024, 8
 MAX_TOKEN = 100_000
 """Random prompts keep below it: every vocabulary here is larger, and its control tokens are above."""
+TURN_SECONDS = 60.0
+"""After so long a lock that others wait for is given up between two rounds."""
 SLOW_SECONDS, SLOW_ROUNDS = 15.0, 3
 """A row that takes longer over a case is asked in this many rounds only."""
 
@@ -68,16 +70,16 @@ def prompts_of(case: Case, random: np.random.Generator) -> list[list[int]]:
     return [shared + random.integers(0, MAX_TOKEN, own).tolist() for _ in range(case.num_prompts)]
 
 
-def generated(driver: Driver, case: Case, random_seed: int) -> Record:
+def generated(driver: Driver, case: Case, seed: Sequence[int]) -> Record:
     """Ask once; a second time for one new token where the first answer does not tell that time."""
-    random = np.random.default_rng(random_seed)
+    random = np.random.default_rng(seed)
     answer = driver.ask("generate", prompts=prompts_of(case, random), new_tokens=case.new_tokens)
     if answer["first_seconds"] is None and case.new_tokens > 1 and not case.shared_tokens:
         answer["first_seconds"] = driver.ask("generate", prompts=prompts_of(case, random), new_tokens=1)["seconds"]
     return answer
 
 
-def served(row: Row, place: Place, model: Path, case: Case, random_seed: int) -> Record:
+def served(row: Row, place: Place, model: Path, case: Case, seed: Sequence[int]) -> Record:
     """All prompts at once over HTTP, after one short answer that warms the server."""
     port = free_port()
     words = {
@@ -85,7 +87,7 @@ def served(row: Row, place: Place, model: Path, case: Case, random_seed: int) ->
         "model": place.weights(row, model), "threads": place.num_threads,
     }  # fmt: skip
     command = [word.format(**words) for word in row.server]
-    prompts = prompts_of(case, np.random.default_rng(random_seed))
+    prompts = prompts_of(case, np.random.default_rng(seed))
     with Server(command, port, place.variables(row), place.pin) as server:
         server.streams([prompts[0][:64]], 4)
         with foreign_share() as foreign:
@@ -107,30 +109,37 @@ class Measurement:
         self._drivers: dict[str, Driver] = {}
         self._given_up: set[str] = set()
         self._stack = ExitStack()
+        self._began = int(time.time())
 
     def run(self, rows: Sequence[Row], cases: Sequence[Case]) -> None:
         """Every case in every round; what was measured is written down after each round."""
         session = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        lock = Lock(self._options.lock)
         with self._stack:
+            self._stack.callback(lock.release)
+            for row in rows:
+                self._driver(row)
             for case in cases:
                 slow: dict[str, int] = {}
                 for number in range(self._options.rounds):
-                    with locked(self._options.lock):
-                        self._round(rows if number % 2 == 0 else rows[::-1], case, number, session, slow)
+                    lock.hold()
+                    self._round(rows if number % 2 == 0 else rows[::-1], case, number, session, slow)
                     self._write()
 
     def score(self, rows: Sequence[Row]) -> None:
         """The perplexity of the shipped text under every row that has none yet."""
         known = self._report.setdefault("perplexity", {})
+        lock = Lock(self._options.lock)
         with self._stack:
+            self._stack.callback(lock.release)
             windows = text_windows(self._options.model)
             for row in rows:
                 driver = None if row.name in known else self._driver(row)
                 if driver is None:
                     continue
                 try:
-                    with locked(self._options.lock):
-                        answer = driver.ask("loss", windows=windows)
+                    lock.hold()
+                    answer = driver.ask("loss", windows=windows)
                 except PeerError as error:
                     note(str(error))
                     continue
@@ -171,14 +180,16 @@ class Measurement:
             return None
         if driver is not None and number == 0 and not row.warms_itself:  # whatever the first use of a shape makes
             warm = Case(name="", num_prompts=case.num_prompts, prompt_tokens=16, new_tokens=2)
-            generated(driver, warm, 0)
+            generated(driver, warm, [0])
         figures: Record = {}
         for num_contended in range(self._options.tries):
+            # No prompt comes twice, or an engine that keeps prefixes would not read it again.
+            seed = [self._began, CASES.index(case), number, num_contended]
             if driver is None:
-                figures = served(row, self._place, self._options.model, case, number)
+                figures = served(row, self._place, self._options.model, case, seed)
             else:
                 with foreign_share() as foreign:
-                    figures = generated(driver, case, number + 1)
+                    figures = generated(driver, case, seed)
                 figures["foreign_share"] = foreign.share
                 figures["peak_resident_bytes"] = driver.resident_bytes()
             figures["num_contended"] = num_contended + (figures["foreign_share"] > MAX_FOREIGN_SHARE)
@@ -237,15 +248,29 @@ def text_windows(model: Path) -> list[list[int]]:
     return [token_ids[start : start + WINDOW_TOKENS] for start in starts][:NUM_WINDOWS]
 
 
-@contextmanager
-def locked(path: Path | None) -> Iterator[None]:
-    """Hold a file's lock, so that timed work of several people takes turns."""
-    if path is None:
-        yield
-        return
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+class Lock:
+    """A file's lock, so that timed work of several people takes turns. Holds: the open file while it has its turn."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self._since = 0.0
+
+    def hold(self) -> None:
+        """Have the turn; give it up first, and wait for another, if it has lasted long enough."""
+        if self._path is None:
+            return
+        if self._file is not None and time.perf_counter() - self._since > TURN_SECONDS:
+            self.release()
+        if self._file is None:
+            self._file = self._path.open("a")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._since = time.perf_counter()
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def note(text: str) -> None:
@@ -270,7 +295,7 @@ def parsed() -> argparse.Namespace:
     run.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     run.add_argument("--ridgeline", default=sys.executable, help="the interpreter that has Ridgeline")
     run.add_argument("--json", type=Path, required=True)
-    run.add_argument("--lock", type=Path, help="a file whose lock is held during each round")
+    run.add_argument("--lock", type=Path, help="a file whose lock is held during rounds")
     run.add_argument("--score", action="store_true", help="measure perplexity and nothing else")
     for command in (setup, weights, run):
         command.add_argument("--folder", type=Path, required=True, help="where the peers' environments are")
