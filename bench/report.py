@@ -133,6 +133,17 @@ class Report:
         runs, _ = self.of(row, column.case, threads)
         return statistics.median(column.figure(run) / limit(run) for run in runs) if runs else None
 
+    def kept(self, row: str, short: Column, long: Column, threads: int) -> float | None:
+        """The speed with a long context over that with a short one: the median over the sessions that have both."""
+        medians: dict[str, dict[str, float]] = {}
+        for column in (short, long):
+            runs, _ = self.of(row, column.case, threads)
+            for session in {run["session"] for run in runs}:
+                found = [column.figure(run) for run in runs if run["session"] == session]
+                medians.setdefault(session, {})[column.title] = statistics.median(found)
+        pairs = [both[long.title] / both[short.title] for both in medians.values() if len(both) == 2]
+        return statistics.median(pairs) if pairs else None
+
     def limit(self, column: Column) -> Callable[[Run], float]:
         """Tokens a second that the loop of the round allows: int8 products for prompts, bytes for one answer."""
         if column.figure is prefill:
@@ -180,10 +191,8 @@ def shares(report: Report, rows: Sequence[str], threads: int) -> str:
     columns = SPEEDS[:4]
     lines = []
     for row in rows:
-        cells = [report.cell(row, column, threads) for column in columns]
         found = [report.share(row, column, threads, report.limit(column)) for column in columns]
-        for short, long in (cells[:2], cells[2:]):
-            found.append(long.median / short.median if short and long else None)
+        found += [report.kept(row, short, long, threads) for short, long in (columns[:2], columns[2:])]
         lines.append([row, *(f"{share:.0%}" if share else "-" for share in found)])
     heads = [f"{c.title} of {'int8' if c.figure is prefill else 'read'} loop" for c in columns]
     return markdown(["", *heads, "prefill 2048 of 512", "decode @2048 of @128"], lines)
