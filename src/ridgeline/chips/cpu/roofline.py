@@ -20,7 +20,7 @@ from typing import Any
 
 from ridgeline.chips.cpu import _native
 
-VERSION = 2
+VERSION = 3
 """Raised when what is measured, or how, changes."""
 ROUNDS = 3
 SECONDS_EACH = 0.15

@@ -47,6 +47,16 @@ void unpack(const uint8_t* pair, int64_t first_group, int64_t count, int64_t num
     }
 }
 
+// Adds the products of code lines with their activations, for the outputs of a tile.
+template <int num_lines>
+void add_lines(const uint8_t* lines, const int32_t* x, int32_t* products) {
+    for (int v = 0; v < num_lines; ++v, lines += LINE_BYTES, x += LINE_VALUES) {
+        for (int output = 0; output < TILE_ROWS; ++output) {
+            for (int j = 0; j < LINE_VALUES; ++j) products[output] += lines[LINE_VALUES * output + j] * x[j];
+        }
+    }
+}
+
 // Adds the product of one group of activations with one tile's half of a record.
 template <FormatId format>
 void add_group(const uint8_t* half, const ActivationGroup& group, float* sums) {
@@ -64,13 +74,9 @@ void add_group(const uint8_t* half, const ActivationGroup& group, float* sums) {
     for (int part = 0; part < num_scales; ++part) {
         int32_t products[TILE_ROWS] = {};
         int32_t code_sum = 0;
-        for (int v = part * lines_per_scale; v < (part + 1) * lines_per_scale; ++v) {
-            for (int j = 0; j < LINE_VALUES; ++j) code_sum += x[LINE_VALUES * v + j];
-            for (int output = 0; output < TILE_ROWS; ++output) {
-                const uint8_t* codes = half + v * LINE_BYTES + LINE_VALUES * output;
-                for (int j = 0; j < LINE_VALUES; ++j) products[output] += codes[j] * x[LINE_VALUES * v + j];
-            }
-        }
+        const int first = part * lines_per_scale;
+        for (int i = 0; i < lines_per_scale * LINE_VALUES; ++i) code_sum += x[LINE_VALUES * first + i];
+        add_lines<lines_per_scale>(half + first * LINE_BYTES, x + LINE_VALUES * first, products);
         const float scaled_sum = group.scale * static_cast<float>(code_sum);
         for (int output = 0; output < TILE_ROWS; ++output) {
             const auto product = static_cast<float>(products[output] - layout.zero * code_sum);
@@ -168,16 +174,18 @@ ExtendedValues find_extended(const float* x) {
     return found;
 }
 
+// What the products spend most of their time with, and nothing else: they cannot be faster.
 double int8_loop(int64_t repeats) {
-    int32_t sums[16] = {};
-    uint8_t weights[64];
-    int8_t x[4] = {1, 2, 3, 4};
-    for (int i = 0; i < 64; ++i) weights[i] = static_cast<uint8_t>(i + repeats);
+    uint8_t lines[GROUP_LINES * LINE_BYTES] = {};
+    int32_t x[GROUP_VALUES] = {};
+    int32_t products[TILE_ROWS] = {};
+    keep_alive(lines);
+    keep_alive(x);
     for (int64_t repeat = 0; repeat < repeats; ++repeat) {
-        for (int i = 0; i < 64; ++i) sums[i / 4] += weights[i] * x[i % 4];
-        keep_alive(sums);
+        add_lines<GROUP_LINES>(lines, x, products);
+        keep_alive(products);
     }
-    return static_cast<double>(repeats) * 128;
+    return static_cast<double>(repeats) * GROUP_VALUES * TILE_ROWS * 2;
 }
 
 double fp32_loop(int64_t repeats) {
