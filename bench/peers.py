@@ -11,7 +11,8 @@ another, the order reversed every other time; the loops that read memory and mul
 which other processes took more than 8 % of the CPUs is repeated, and what is written down says how often that was so.
 
 The runs of `--json` are kept and added to, so a whole measurement can be made in pieces. Prompts are random tokens, the
-same for all rows of a round; ends of sequences are ignored; every row is also scored on the same text.
+same for all rows of a round; ends of sequences are ignored. `run --score` measures each row's perplexity of one text
+instead, for the rows of `--json` that have none yet.
 """
 
 from __future__ import annotations
@@ -288,7 +289,7 @@ def parsed() -> argparse.Namespace:
     weights.add_argument("--torch-from", type=Path, help="the interpreter that has torch, transformers and gguf")
     run = commands.add_parser("run", help="measure")
     run.add_argument("model", type=Path)
-    run.add_argument("--rows", help="names, with commas; default: all that are there, but for those of other chips")
+    run.add_argument("--rows", help="names, with commas; default: all that are there, but for those held to AVX2")
     run.add_argument("--cases", help="names, with commas; default: all")
     run.add_argument("--rounds", type=int, default=5)
     run.add_argument("--tries", type=int, default=4, help="how often a contended run is made at most")

@@ -78,7 +78,6 @@ class Cell:
 
     values: Sequence[float]
     is_clean: bool
-    num_contended: int
 
     @property
     def median(self) -> float:
@@ -114,35 +113,34 @@ class Report:
         runs, is_clean = self.of(row, column.case, threads)
         if not runs:
             return None
-        contended = sum(run["num_contended"] for run in runs)
-        return Cell(values=[column.figure(run) for run in runs], is_clean=is_clean, num_contended=contended)
+        return Cell(values=[column.figure(run) for run in runs], is_clean=is_clean)
+
+    def clean(self, row: str, case: str, threads: int) -> dict[tuple[str, int], Run]:
+        """The runs that count, by session and round."""
+        runs, is_clean = self.of(row, case, threads)
+        return {(run["session"], run["round"]): run for run in runs if is_clean}
 
     def ratio(self, column: Column, peer: str, threads: int, ours: str = OURS) -> float | None:
         """How many times better we are: the median over the rounds in which both count."""
+        theirs = self.clean(peer, column.case, threads)
         pairs = []
-        theirs = {(run["session"], run["round"]): run for run in self.of(peer, column.case, threads)[0]}
-        for run in self.of(ours, column.case, threads)[0]:
-            other = theirs.get((run["session"], run["round"]))
-            if other is not None:
-                ratio = column.figure(run) / column.figure(other)
+        for key, run in self.clean(ours, column.case, threads).items():
+            if key in theirs:
+                ratio = column.figure(run) / column.figure(theirs[key])
                 pairs.append(1 / ratio if column.is_time else ratio)
         return statistics.median(pairs) if pairs else None
 
     def share(self, row: str, column: Column, threads: int, limit: Callable[[Run], float]) -> float | None:
         """The median share that the row reached of a limit of the same round."""
-        runs, _ = self.of(row, column.case, threads)
+        runs = self.clean(row, column.case, threads).values()
         return statistics.median(column.figure(run) / limit(run) for run in runs) if runs else None
 
     def kept(self, row: str, short: Column, long: Column, threads: int) -> float | None:
-        """The speed with a long context over that with a short one: the median over the sessions that have both."""
-        medians: dict[str, dict[str, float]] = {}
-        for column in (short, long):
-            runs, _ = self.of(row, column.case, threads)
-            for session in {run["session"] for run in runs}:
-                found = [column.figure(run) for run in runs if run["session"] == session]
-                medians.setdefault(session, {})[column.title] = statistics.median(found)
-        pairs = [both[long.title] / both[short.title] for both in medians.values() if len(both) == 2]
-        return statistics.median(pairs) if pairs else None
+        """The speed with a long context over that with a short one: the median over the rounds that have both."""
+        shorts = self.clean(row, short.case, threads)
+        longs = self.clean(row, long.case, threads)
+        ratios = [long.figure(longs[key]) / short.figure(shorts[key]) for key in shorts.keys() & longs.keys()]
+        return statistics.median(ratios) if ratios else None
 
     def limit(self, column: Column) -> Callable[[Run], float]:
         """Tokens a second that the loop of the round allows: int8 products for prompts, bytes for one answer."""
@@ -167,14 +165,14 @@ def speeds(report: Report, columns: Sequence[Column], rows: Sequence[str], threa
         cells = [report.cell(row, column, threads) for column in columns]
         if not any(cells):
             continue
-        more = []
+        facts = []
         if scored:
-            more.append(f"{report.perplexity[row]['perplexity']:.3f}" if row in report.perplexity else "-")
+            facts.append(f"{report.perplexity[row]['perplexity']:.3f}" if row in report.perplexity else "-")
             runs, _ = report.of(row, "prefill 512", threads)
-            more.append(f"{min(run['peak_resident_bytes'] for run in runs) / 1e6:,.0f}" if runs else "-")
-        lines.append([row, *more, *(cell.words() if cell else "-" for cell in cells)])
-    more = ["perplexity", "resident MB"] if scored else []
-    return markdown(["", *more, *(column.title for column in columns)], lines)
+            facts.append(f"{min(run['peak_resident_bytes'] for run in runs) / 1e6:,.0f}" if runs else "-")
+        lines.append([row, *facts, *(cell.words() if cell else "-" for cell in cells)])
+    heads = ["perplexity", "resident MB"] if scored else []
+    return markdown(["", *heads, *(column.title for column in columns)], lines)
 
 
 def ratios(report: Report, columns: Sequence[Column], pairs: Sequence[tuple[str, str]], threads: int) -> str:
@@ -199,16 +197,20 @@ def shares(report: Report, rows: Sequence[str], threads: int) -> str:
 
 
 def row_times(report: Report, threads: int) -> dict[str, dict[int, float]]:
-    """Seconds of a step by the number of rows in it, over those of a step of one row."""
+    """Seconds of a step by the number of rows in it, over those of one row: the median over the rounds with both."""
+    cases = sorted((case for case in CASES if case.name.startswith("rows ")), key=lambda case: case.num_prompts)
     found: dict[str, dict[int, float]] = {}
     for row in report.rows:
+        ones = report.clean(row, "rows 1", threads)
         steps: dict[int, float] = {}
-        for case in CASES:
-            runs, _ = report.of(row, case.name, threads)
-            if case.name.startswith("rows ") and runs:
-                steps[case.num_prompts] = statistics.median(case.num_prompts / decode(run) for run in runs)
-        if 1 in steps:
-            found[row] = {number: steps[number] / steps[1] for number in sorted(steps)}
+        for case in cases:
+            runs = report.clean(row, case.name, threads)
+            # A step writes a token after each prompt.
+            ratios = [case.num_prompts * decode(ones[key]) / decode(runs[key]) for key in ones.keys() & runs.keys()]
+            if ratios:
+                steps[case.num_prompts] = statistics.median(ratios)
+        if steps:
+            found[row] = steps
     return found
 
 
@@ -241,7 +243,8 @@ def section(report: Report, plots: Path) -> str:
     ]
     parts += ["How many times faster, median over the rounds:", ratios(report, SPEEDS, pairs, 2)]
     parts.append(
-        "Share of the loops of the same round, at the file's bytes, and what a long context leaves of a speed:"
+        "Share of the loops of the same round, at the file's bytes, and what a long context leaves of a speed "
+        "(two cases, minutes apart, so the last two columns are not proven):"
     )
     parts.append(shares(report, rows, 2))
     draw_rates(
@@ -252,7 +255,10 @@ def section(report: Report, plots: Path) -> str:
     parts.append(f"![speeds](plots/peers-{report.name}.svg)")
     if times := row_times(report, 2):
         draw_rows(plots / f"rows-{report.name}.svg", title, times)
-        parts += ["Time of a step with several rows over that of one row:", row_table(times)]
+        parts += [
+            "Time of a step with several rows over that of one row (minutes apart, so not proven):",
+            row_table(times),
+        ]
         parts.append(f"![rows](plots/rows-{report.name}.svg)")
     if any(report.cell(row, column, 2) for row in rows for column in SERVING):
         parts += ["Requests at once:", speeds(report, SERVING, rows, 2, scored=False)]

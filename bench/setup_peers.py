@@ -4,6 +4,10 @@ Each peer has an environment of its own in the folder that the user names. llama
 the source packages of their Python bindings; that needs a C++ compiler and takes minutes. vLLM wants tcmalloc of the
 system (Debian: libtcmalloc-minimal4). Weights of peers that do not read GGUF are written from a bf16 checkpoint that
 holds the file's dequantised weights, so all rows hold the same.
+
+Only the libraries of "llama.cpp avx2" are not made here: compile the llama.cpp of the same source package once more,
+with NATIVE=OFF, AVX512=OFF, AVX_VNNI=OFF and SSE42, AVX, AVX2, FMA, F16C, BMI2=ON (each -DGGML_...), and put them into
+FOLDER/llama.cpp-avx2/bin.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ CONVERTER = "converter"
 NATIVE = "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release"
 # Attention kernels for keys and values in other formats than f16 take most of the time of compiling, and are not used.
 FEWER_KERNELS = "-DGGML_IQK_FA_ALL_QUANTS=OFF"
-AVX2 = "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF"
 LLAMA_TOOLS = (
     "-DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAVA_BUILD=OFF"
     " -DLLAMA_OPENSSL=OFF -DLLAMA_TOOLS_INSTALL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"

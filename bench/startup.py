@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from http_streams import free_port
 from machine import facts, foreign_share
 from ridgeline.chips.cpu.pages import page_bytes
 from ridgeline.model.load import page_layout, plan_model
@@ -95,13 +96,6 @@ def _answers(port: int, request: bytes) -> bool:
 
 def _cost(usage: Any) -> Figures:
     return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_resident_bytes": usage.ru_maxrss * 1024.0}
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def chat(model: Path) -> Figures:
