@@ -7,20 +7,17 @@ A share is the time that the steps would take at the chip's measured peaks over 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ridgeline.chips.cpu.roofline import forget
 from ridgeline.cli.options import engine_settings
+from ridgeline.cli.report import origin, write_report
 from ridgeline.cli.roofline_plot import draw
 from ridgeline.cli.words import bytes_in_words, table
 from ridgeline.engine.engine import Engine
@@ -28,7 +25,6 @@ from ridgeline.engine.open import open_engine
 from ridgeline.errors import UserError
 from ridgeline.request.request import Request
 from ridgeline.request.sampling_params import SamplingParams
-from ridgeline.version import VERSION
 from ridgeline.weights.cache_folder import default_cache_folder
 from ridgeline.weights.pull import resolve_model
 
@@ -70,12 +66,14 @@ def run(options: argparse.Namespace) -> int:
     """Measure every case that fits, print a table, write and draw what was asked for."""
     if options.rounds < 1:
         raise UserError(f"--rounds is {options.rounds}; it must be at least 1", field="rounds")
+    if options.draft_model is not None:
+        raise UserError(
+            "bench measures steps of one token a request; a draft model has no part in it", field="draft_model"
+        )
     path = resolve_model(options.model)
     # What was measured at some first start may have met a busy machine; a share needs the roofline of now.
     forget(default_cache_folder())
     begin = time.perf_counter()
-    if options.draft_model is not None:
-        raise UserError("bench measures steps of one token a request; a draft model has no part in it", field="draft")
     # A model's answer to random tokens soon repeats itself, so guesses would flatter it.
     settings = replace(engine_settings(options, str(path)), speculation=False)
     engine = open_engine(settings, on_notice=lambda text: print(f"note: {text}", file=sys.stderr))
@@ -89,15 +87,13 @@ def run(options: argparse.Namespace) -> int:
         engine.close()
     print(_shown(results))
     report = {
-        "program": f"ridgeline {VERSION}",
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {"chip": model.chip, "system": platform.platform(), "python": platform.python_version()},
+        **origin(model.chip),
         "model": asdict(model),
         "open_seconds": open_seconds,
         "cases": [{**asdict(case), "rounds": [asdict(entry) for entry in rounds]} for case, rounds in results],
     }
     if options.json is not None:
-        _write(options.json, report)
+        write_report(options.json, report)
     if options.plot is not None:
         draw(report, options.plot)
     return 0
@@ -181,10 +177,3 @@ def _shown(results: Sequence[tuple[Case, Sequence[Measurement]]]) -> str:
             )
         )
     return table(("CASE", "TOKENS/S", "MIN", "MAX", "ROOFLINE", "PREDICTED"), rows)
-
-
-def _write(name: str, report: dict[str, Any]) -> None:
-    try:
-        Path(name).write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {name}: {error.strerror}", field="json") from None

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from ridgeline.cli.options import engine_settings, said_sampling
+from ridgeline.cli.options import engine_settings, open_llm, said_sampling
 from ridgeline.cli.terminal import faint, for_terminal, history, read_message, tell_mistake, told_if_slow
 from ridgeline.cli.words import bytes_in_words, seconds_in_words
 from ridgeline.errors import UserError
@@ -40,16 +40,7 @@ def run(options: argparse.Namespace) -> int:
     SamplingParams(**sampling)  # an impossible option is told before the model is loaded
     begin = time.monotonic()
     with told_if_slow("opening; the first time, the weights are packed for this machine ..."):
-        llm = LLM(
-            options.model,
-            chip=settings.chip,
-            num_threads=settings.num_threads,
-            context_tokens=settings.context_tokens,
-            memory_bytes=settings.memory_bytes,
-            kv_format=settings.kv_format,
-            draft_model=settings.draft_model,
-            speculation=settings.speculation,
-        )
+        llm = open_llm(options, settings)
     with llm:
         if not options.quiet:
             model = llm.model

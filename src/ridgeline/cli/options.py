@@ -10,6 +10,7 @@ from ridgeline.errors import UserError
 
 if TYPE_CHECKING:
     from ridgeline.engine.settings import EngineSettings
+    from ridgeline.llm import LLM
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _SIZE_LETTERS = " kmgt"
@@ -94,6 +95,22 @@ def engine_settings(options: argparse.Namespace, model: str) -> EngineSettings:
     )
 
 
+def open_llm(options: argparse.Namespace, settings: EngineSettings) -> LLM:
+    """The model that was named, opened as `settings` (of `engine_settings`) say. Raises UserError."""
+    from ridgeline.llm import LLM
+
+    return LLM(
+        options.model,
+        chip=settings.chip,
+        num_threads=settings.num_threads,
+        context_tokens=settings.context_tokens,
+        memory_bytes=settings.memory_bytes,
+        kv_format=settings.kv_format,
+        draft_model=settings.draft_model,
+        speculation=settings.speculation,
+    )
+
+
 def _draft_model(options: argparse.Namespace) -> str | None:
     from ridgeline.weights.pull import resolve_model
 
@@ -101,7 +118,7 @@ def _draft_model(options: argparse.Namespace) -> str | None:
         return None
     if options.no_speculation:
         raise UserError(
-            "--draft-model and --no-speculation were given; the first is of no use with the second", field="draft-model"
+            "--draft-model and --no-speculation were given; the first is of no use with the second", field="draft_model"
         )
     return str(resolve_model(options.draft_model))
 

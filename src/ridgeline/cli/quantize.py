@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ridgeline.cli.report import origin, write_report
 from ridgeline.cli.words import bytes_in_words, table
-from ridgeline.errors import UserError
 from ridgeline.shrink.job import Report, Settings, run_job
-from ridgeline.version import VERSION
 from ridgeline.weights.cache_folder import default_cache_folder
 from ridgeline.weights.pull import resolve_model
 
@@ -41,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     print(shown(report))
     print(f"\n{report.output} in {seconds:.0f} s", file=sys.stderr)
     if options.json is not None:
-        _write(options.json, as_json(report, seconds))
+        write_report(options.json, as_json(report, seconds))
     return 0
 
 
@@ -94,9 +91,7 @@ def _rates(before: float, after: float) -> tuple[str, str, str]:
 def as_json(report: Report, seconds: float) -> dict[str, Any]:
     """Every figure, with the machine's facts."""
     return {
-        "program": f"ridgeline {VERSION}",
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {"chip": report.chip, "system": platform.platform(), "python": platform.python_version()},
+        **origin(report.chip),
         "source": Path(report.source).name,
         "output": Path(report.output).name,
         "mix": report.mix,
@@ -110,10 +105,3 @@ def as_json(report: Report, seconds: float) -> dict[str, Any]:
         "stand_ins": list(report.stand_ins),
         "tensors": {choice.name: [choice.source.name, choice.chosen.name] for choice in report.choices},
     }
-
-
-def _write(name: str, report: dict[str, Any]) -> None:
-    try:
-        Path(name).write_text(json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {name}: {error.strerror}", field="json") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ridgeline.cli.options import engine_settings, said_sampling
+from ridgeline.cli.options import engine_settings, open_llm, said_sampling
 from ridgeline.errors import RequestError, UserError
 from ridgeline.llm import LLM
 from ridgeline.request.output import FinishReason, RequestOutput
@@ -45,19 +45,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{num_done} of {len(lines)} lines are answered already", file=sys.stderr)
     if num_done == len(lines):
         return 0
-    with (
-        _Answers(output) as answers,
-        LLM(
-            options.model,
-            chip=settings.chip,
-            num_threads=settings.num_threads,
-            context_tokens=settings.context_tokens,
-            memory_bytes=settings.memory_bytes,
-            kv_format=settings.kv_format,
-            draft_model=settings.draft_model,
-            speculation=settings.speculation,
-        ) as llm,
-    ):
+    with _Answers(output) as answers, open_llm(options, settings) as llm:
         num_failed = _answer_all(llm, lines, num_done, defaults, answers)
     if num_failed:
         print(f'{num_failed} lines could not be answered; their answers have an "error"', file=sys.stderr)
