@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ridgeline.engine.predict import StepPredictor
 from ridgeline.engine.runner import Runner, shape_of
@@ -73,13 +74,11 @@ class DraftModel:
         context_tokens: int,
     ) -> None:
         self._runner = Runner(compiled, limits)
-        self._limits = limits
         self._predictor = predictor
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._progress: dict[int, _Progress] = {}
         self._filled: dict[int, bytes] = {}
-        self.num_steps = 0
 
     def observe(self, sequence: ScheduledSequence) -> None:
         """Learn how the last guesses fared; to be called at each decoding step."""
@@ -208,11 +207,10 @@ class DraftModel:
         for sequence, row_V in zip(sequences, logits_BV, strict=True):
             guesses[sequence.sequence_id].append(int(row_V[: self._vocabulary_size].argmax()))
 
-    def _step(self, entries: list[BatchEntry]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def _step(self, entries: list[BatchEntry]) -> npt.NDArray[np.float32]:
         batch = Batch(entries=tuple(entries))
         logits_BV, _ = self._runner.run(batch)
         self._predictor.observe(shape_of(batch), self._runner.seconds())
-        self.num_steps += 1
         return logits_BV
 
     def _note_pages(self, sequence: ScheduledSequence, progress: _Progress, num_computed: int) -> None:

@@ -7,7 +7,7 @@ A fault that belongs to one request ends that request, never the loop: a row of 
 leave no token, a text that cannot be made. A step that raises ends the requests that were in it; only several in a row
 mean that the chip is lost.
 
-Knows: scheduler, runner, sampler. Does not know: HTTP, which chip it holds, model families.
+Knows: scheduler, runner, chooser, speculation. Does not know: HTTP, which chip it holds, model families.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ log = logging.getLogger(__name__)
 class Engine:
     """Runs requests on a compiled step.
 
-    Holds: scheduler (with all pages), runner, sampler, the samples that are not finished, counters. Changed by: its own
-    methods, to be called from one thread.
+    Holds: scheduler (with all pages), runner, chooser, speculation, the samples that are not finished, counters.
+    Changed by: its own methods, to be called from one thread.
 
     Args:
         model: what it is told to be; `num_pages` and `context_tokens` bound what it lets in.

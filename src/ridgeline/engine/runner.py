@@ -28,21 +28,18 @@ class Runner:
     """
 
     def __init__(self, compiled: CompiledStep, limits: StepLimits) -> None:
-        def buffer(size: int) -> Int32:
-            return np.zeros(size, dtype=np.int32)
-
         self._compiled = compiled
         self._choosing = compiled if isinstance(compiled, ChoosingStep) else None
         self._limits = limits
-        self._token_ids = buffer(limits.max_tokens)
-        self._positions = buffer(limits.max_tokens)
-        self._slots = buffer(limits.max_tokens)
-        self._sequences = buffer(limits.max_tokens)
-        self._query_starts = buffer(limits.max_sequences + 1)
-        self._context_lengths = buffer(limits.max_sequences)
-        self._page_table = buffer(limits.max_sequences * limits.max_pages_per_sequence)
-        self._places = buffer(limits.max_sequences)
-        self._logit_rows = buffer(limits.max_logit_rows)
+        self._token_ids = _buffer(limits.max_tokens)
+        self._positions = _buffer(limits.max_tokens)
+        self._slots = _buffer(limits.max_tokens)
+        self._sequences = _buffer(limits.max_tokens)
+        self._query_starts = _buffer(limits.max_sequences + 1)
+        self._context_lengths = _buffer(limits.max_sequences)
+        self._page_table = _buffer(limits.max_sequences * limits.max_pages_per_sequence)
+        self._places = _buffer(limits.max_sequences)
+        self._logit_rows = _buffer(limits.max_logit_rows)
         self._decoding = DecodingArrays(limits)
 
     @property
@@ -125,15 +122,12 @@ class DecodingArrays:
     """
 
     def __init__(self, limits: StepLimits) -> None:
-        def buffer(size: int) -> Int32:
-            return np.zeros(size, dtype=np.int32)
-
         size = min(limits.max_sequences, limits.max_tokens, limits.max_logit_rows)
         self._max_sequences = size
         self._numbers = np.arange(size + 1, dtype=np.int32)
-        self._buffers = [buffer(size) for _ in range(5)]
+        self._buffers = [_buffer(size) for _ in range(5)]
         self._views = [memoryview(each) for each in self._buffers]  # type: ignore[arg-type]
-        self._page_table = buffer(size * limits.max_pages_per_sequence)
+        self._page_table = _buffer(size * limits.max_pages_per_sequence)
         self._pages: list[tuple[int, ...]] = []
         """What the page table holds."""
         self._num_pages = 0
@@ -181,6 +175,10 @@ class DecodingArrays:
             places_N=places,
             logit_rows_B=self._numbers[:count],
         )
+
+
+def _buffer(size: int) -> Int32:
+    return np.zeros(size, dtype=np.int32)
 
 
 def shape_of(batch: Batch) -> StepShape:

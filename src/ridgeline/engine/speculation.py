@@ -5,7 +5,7 @@ Knows: samples, drafters, predicted seconds. Does not know: how anyone guesses, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ridgeline.engine.draft_model import DraftModel
@@ -13,6 +13,7 @@ from ridgeline.engine.sample import Sample
 from ridgeline.ops.step import PAGE_SLOTS, SpanShape, StepShape
 from ridgeline.request.request import Request
 from ridgeline.schedule.sequence import Sequence as ScheduledSequence
+from ridgeline.schedule.step_size import Predict
 from ridgeline.speculate.drafter import NO_DRAFT, Draft, Drafter
 from ridgeline.speculate.length import Seconds, choose_guesses, choose_lengths, expected_tokens
 from ridgeline.speculate.ngram import NgramDrafter
@@ -25,8 +26,6 @@ docs/decisions/0005-drafts-across-pages.md."""
 READ_AT_ONCE_TOKENS = 32
 """What a draft model has not read for lack of being asked, and reads without reckoning whether it pays."""
 FIRST_TOKENS_TO_COME = 64
-
-Predict = Callable[[StepShape], float]
 
 
 class Drafting(Protocol):

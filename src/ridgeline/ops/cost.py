@@ -70,7 +70,7 @@ class StepCost:
     def seconds(self, shape: StepShape, facts: ChipFacts) -> float:
         """How long the step takes on a chip at its roofline, plus the chip's overhead for a step.
 
-        Cost: a few microseconds plus about 0.2 a sequence, so it may be asked at every step.
+        The definition, term by term; who asks at every step asks `ChipCost`.
         """
         features = step_features(shape, self.windows)
         bandwidth = facts.bandwidth_bytes_per_second

@@ -19,7 +19,8 @@ COUNT_BYTES = CHOICE.itemsize - CHOICE.fields["num_adjustments"][1]  # type: ign
 class SampleState:
     """One sample of a request, as the sampler sees it.
 
-    Holds: counts of its output tokens; `note` changes them. `token_ids` is shared with the scheduler, which appends.
+    Holds: what its options do to logits, which `note` changes. `token_ids` is the engine's list of the sample, which
+    grows.
     """
 
     sampling: SamplingParams
@@ -79,11 +80,6 @@ class SampleState:
             is_plain_greedy=sampling.is_greedy and not changes_logits,
             _adjustments=adjustments,
         )
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens chosen so far."""
-        return len(self.token_ids) - self.num_prompt_tokens
 
     def note(self, token_id: int) -> None:
         """Count a token that was chosen."""
