@@ -13,7 +13,7 @@ import pytest
 from ridgeline.cli.main import make_parser
 from ridgeline.version import VERSION
 
-VERBS = ("chat", "serve", "run", "bench", "pull", "list", "chips", "doctor")
+VERBS = ("chat", "serve", "run", "bench", "quantize", "pull", "list", "chips", "doctor")
 HELP_SECONDS = 0.2
 
 

@@ -124,29 +124,15 @@ def test_letters_that_the_terminal_has_not(environment, tiny) -> None:
     assert done.returncode == 0 and done.stdout.isascii() and b"Traceback" not in done.stderr
 
 
-def test_a_reader_that_goes_away(environment, endless) -> None:
-    command = [sys.executable, "-m", "ridgeline", "chat", endless, "-p", "Hello", *SLOW]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        preexec_fn=_heed_interrupts,
-    ) as process:
-        os.read(process.stdout.fileno(), 1)
-        process.stdout.close()
-        assert b"Traceback" not in process.stderr.read()
-    assert process.returncode == 1
-
-
 def _heed_interrupts() -> None:
     """As at a terminal: what a shell runs in the background inherits that they are ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_an_interrupt_ends_the_one_answer(environment, endless) -> None:
-    command = [sys.executable, "-m", "ridgeline", "chat", endless, "-p", "Hello", *SLOW]
+@contextmanager
+def answering(environment: dict[str, str], model: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that was asked one question and has begun to answer."""
+    command = [sys.executable, "-m", "ridgeline", "chat", model, "-p", "Hello", *SLOW]
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -156,6 +142,18 @@ def test_an_interrupt_ends_the_one_answer(environment, endless) -> None:
         preexec_fn=_heed_interrupts,
     ) as process:
         os.read(process.stdout.fileno(), 1)
+        yield process
+
+
+def test_a_reader_that_goes_away(environment, endless) -> None:
+    with answering(environment, endless) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 1
+
+
+def test_an_interrupt_ends_the_one_answer(environment, endless) -> None:
+    with answering(environment, endless) as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ridgeline.request import FinishReason
+from ridgeline.engine.engine import Engine
+from ridgeline.request import FinishReason, Request
 from tests.engine.fake_chip import Collector, expected_tokens, fake_engine, request, run_all
 
 SAMPLING = [
@@ -37,13 +39,30 @@ one_request = st.fixed_dictionaries(
 )
 
 
-def made(number: int, spec: dict) -> object:
+def made(number: int, spec: dict) -> Request:
     rng = random.Random(spec["seed"])
     prompt = [token % 59 for token in range(spec["shared"])] + [rng.randrange(59) for _ in range(spec["own"])]
     options = SAMPLING[spec["sampling"]]
     return request(
         f"r{number}", prompt, priority=spec["priority"], max_tokens=spec["max_tokens"], seed=spec["seed"], **options
     )
+
+
+def run_history(engine: Engine, requests: Sequence[Request], specs: Sequence[dict]) -> Collector:
+    """Add and cancel the requests at the steps that their specs name, and run until nothing is left."""
+    collector = Collector()
+    for now in range(100_000):
+        for each, spec in zip(requests, specs, strict=True):
+            if spec["arrives"] == now:
+                engine.add(each)
+            if spec["cancelled"] == now:
+                collector.take(engine.cancel(each.request_id))
+                engine.check_integrity()
+        if now > 60 and not engine.has_work():
+            break
+        collector.take(engine.step())
+        engine.check_integrity()
+    return collector
 
 
 @settings(max_examples=120, deadline=None)
@@ -58,18 +77,7 @@ def test_any_history(specs, num_pages, max_tokens, max_sequences) -> None:
         num_pages=num_pages, max_tokens=max_tokens, max_sequences=max_sequences, max_logit_rows=max_sequences
     )
     requests = [made(number, spec) for number, spec in enumerate(specs)]
-    collector = Collector()
-    for now in range(100_000):
-        for each, spec in zip(requests, specs, strict=True):
-            if spec["arrives"] == now:
-                engine.add(each)
-            if spec["cancelled"] == now:
-                collector.take(engine.cancel(each.request_id))
-                engine.check_integrity()
-        if now > 60 and not engine.has_work():
-            break
-        collector.take(engine.step())
-        engine.check_integrity()
+    collector = run_history(engine, requests, specs)
     context = engine.model.context_tokens
     for each, spec in zip(requests, specs, strict=True):
         for index in range(each.sampling.n):

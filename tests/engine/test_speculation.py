@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ridgeline.request import FinishReason, Request
 from ridgeline.speculate.drafter import Draft
-from tests.engine.fake_chip import VOCABULARY, Collector, expected_tokens, fake_engine, request, run_all
-from tests.engine.test_laws import made, one_request
+from tests.engine.fake_chip import VOCABULARY, expected_tokens, fake_engine, request, run_all
+from tests.engine.test_laws import made, one_request, run_history
 
 CONTEXT_TOKENS = 1024
 
@@ -86,18 +86,7 @@ def test_any_history_with_any_guesses(specs, num_pages, max_tokens, max_sequence
         drafting=knowing(seed, context_tokens),
     )
     requests = [made(number, spec) for number, spec in enumerate(specs)]
-    collector = Collector()
-    for now in range(100_000):
-        for each, spec in zip(requests, specs, strict=True):
-            if spec["arrives"] == now:
-                engine.add(each)
-            if spec["cancelled"] == now:
-                collector.take(engine.cancel(each.request_id))
-                engine.check_integrity()
-        if now > 60 and not engine.has_work():
-            break
-        collector.take(engine.step())
-        engine.check_integrity()
+    collector = run_history(engine, requests, specs)
     for each, spec in zip(requests, specs, strict=True):
         for index in range(each.sampling.n):
             key = (each.request_id, index)
