@@ -10,6 +10,7 @@ import pytest
 
 from ridgeline.errors import ModelFileError
 from ridgeline.model.load import plan_model
+from ridgeline.quant import formats
 from ridgeline.shrink.as_gguf import AsGguf
 from ridgeline.text.open import open_text
 from ridgeline.weights.open import open_checkpoint
@@ -30,9 +31,8 @@ def test_it_is_the_gguf_file_of_the_same_model(folder: Path, tmp_path: Path) -> 
     assert sorted(made.names) == sorted(expected.names)
     for name in made.names:
         one, other = made.tensor(name), expected.tensor(name)
-        assert (one.name, one.shape, one.format) == (other.name, other.shape, other.format) and one.shape == made.shape(
-            name
-        )
+        assert (one.name, one.shape, one.format) == (other.name, other.shape, other.format)
+        assert (made.shape(name), made.format(name)) == (one.shape, one.format)
         np.testing.assert_array_equal(one.data, other.data)
     for key, value in expected.metadata.items():
         if key != "general.name":
@@ -69,6 +69,7 @@ def test_scaled_ropes_become_factors(folder: Path) -> None:
     change_config(folder, rope_scaling=scaling)
     made = AsGguf(open_checkpoint(folder))
     factors = made.tensor("rope_freqs.weight").data.view("<f4")
+    assert (made.shape("rope_freqs.weight"), made.format("rope_freqs.weight")) == (factors.shape, formats.F32)
     assert factors[0] == 1 and factors[-1] == pytest.approx(8)
 
 

@@ -30,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def chosen(checkpoint: Checkpoint, name: str) -> tuple[Choice, ...]:
-    listed = [(each, checkpoint.shape(each), checkpoint.tensor(each).format) for each in checkpoint.names]
+    listed = [(each, checkpoint.shape(each), checkpoint.format(each)) for each in checkpoint.names]
     return choices(mix_named(name), listed)
 
 

@@ -263,7 +263,7 @@ def _source(
     def read() -> HostTensor:
         return replace(repaired(checkpoint.tensor(origin.name), origin, spec, layer), name=name)
 
-    file_format = checkpoint.tensor(origin.name).format.name
+    file_format = checkpoint.format(origin.name).name
     return TensorSource(name=name, shape=shape, format_name=repaired_format(origin, file_format), read=read)
 
 

@@ -26,6 +26,7 @@ from ridgeline.model.origins import Origin, f32_tensor, repaired
 from ridgeline.model.rope import plain_frequencies
 from ridgeline.model.spec import DecoderSpec, LayerSpec
 from ridgeline.model.tensors import EMBEDDING, FINAL_NORM, OUTPUT, layer_shapes, layer_tensor
+from ridgeline.quant.formats import BY_NAME, F32, Format
 from ridgeline.quant.reference import dequantize
 from ridgeline.quant.tensor import HostTensor
 from ridgeline.shrink.tokenizer_keys import tokenizer_keys
@@ -86,6 +87,12 @@ class AsGguf:
         if name == ROPE_FACTORS and self._factors is not None:
             return self._factors.shape
         return self._plan.sources[self._found(name)[1]].shape
+
+    def format(self, name: str) -> Format:
+        """Its format: that of the folder for a matrix, F32 for a vector."""
+        if len(self.shape(name)) == 1:
+            return F32
+        return BY_NAME[self._plan.sources[self._found(name)[1]].format_name]
 
     def tensor(self, name: str) -> HostTensor:
         """The tensor in GGUF's layout: rows in its order, vectors as float32."""

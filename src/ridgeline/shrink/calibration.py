@@ -31,6 +31,7 @@ from ridgeline.ops.host_step import StepPart, host_step
 from ridgeline.ops.protocol import Activation
 from ridgeline.ops.step import PAGE_SLOTS, StepArrays
 from ridgeline.quant.compensation import Inputs, compensated, inputs_of
+from ridgeline.quant.formats import Format
 from ridgeline.quant.grids import GRIDS
 from ridgeline.quant.reference import dequantize
 from ridgeline.quant.tensor import HostTensor
@@ -59,6 +60,11 @@ class Replaced:
         """The tensor of that name, as it was replaced last."""
         found = self.tensors.get(name)
         return self._checkpoint.tensor(name) if found is None else found
+
+    def format(self, name: str) -> Format:
+        """The format of that tensor."""
+        found = self.tensors.get(name)
+        return self._checkpoint.format(name) if found is None else found.format
 
 
 class Weight:

@@ -33,7 +33,7 @@ from ridgeline.shrink.measure import (
     windows_of,
 )
 from ridgeline.shrink.own_text import continued, openings
-from ridgeline.shrink.recipe import Choice, Mix, choices, mix_named
+from ridgeline.shrink.recipe import Choice, Mix, bytes_by_format, choices, mix_named
 from ridgeline.shrink.rewrite import rounded_tensors
 from ridgeline.text.chat_template import ChatTemplate
 from ridgeline.text.open import open_text
@@ -94,10 +94,7 @@ class Report:
     @property
     def bytes_by_format(self) -> Mapping[str, int]:
         """Of the weights of the smaller file, largest first."""
-        totals: dict[str, int] = {}
-        for choice in self.choices:
-            totals[choice.chosen.name] = totals.get(choice.chosen.name, 0) + choice.chosen_bytes
-        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+        return bytes_by_format(self.choices)
 
     @property
     def stand_ins(self) -> tuple[str, ...]:
@@ -246,8 +243,7 @@ def _content(path: Path, field: str) -> str:
 
 def _listed(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], Format]]:
     for name in checkpoint.names:
-        tensor = checkpoint.tensor(name)
-        yield name, tensor.shape, tensor.format
+        yield name, checkpoint.shape(name), checkpoint.format(name)
 
 
 def _check_gain(settings: Settings, mix: Mix, chosen: Sequence[Choice]) -> None:
@@ -269,10 +265,7 @@ def _check_gain(settings: Settings, mix: Mix, chosen: Sequence[Choice]) -> None:
 def _metadata(checkpoint: Checkpoint, mix: Mix, chosen: Sequence[Choice]) -> dict[str, Any]:
     """The source's keys, with what they say of formats brought up to date."""
     kept = {key: value for key, value in checkpoint.metadata.items() if not key.startswith("split.")}
-    totals: dict[str, int] = {}
-    for choice in chosen:
-        totals[choice.chosen.name] = totals.get(choice.chosen.name, 0) + choice.chosen_bytes
-    kept["general.file_type"] = FILE_TYPES[max(totals, key=lambda name: totals[name])]
+    kept["general.file_type"] = FILE_TYPES[next(iter(bytes_by_format(chosen)))]
     kept["general.quantization_version"] = 2
     kept["general.quantized_by"] = f"Ridgeline {VERSION}, {mix.name}"
     return kept

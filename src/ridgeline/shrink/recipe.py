@@ -126,6 +126,14 @@ def choices(mix: Mix, tensors: Iterable[tuple[str, tuple[int, ...], Format]]) ->
     return tuple(made)
 
 
+def bytes_by_format(chosen: Iterable[Choice]) -> dict[str, int]:
+    """What the tensors of each format will take together, the largest sum first."""
+    totals: dict[str, int] = {}
+    for choice in chosen:
+        totals[choice.chosen.name] = totals.get(choice.chosen.name, 0) + choice.chosen_bytes
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
 def _wanted(mix: Mix, name: str, is_tied: bool) -> Format:
     if name == OUTPUT or (name == EMBEDDING and is_tied):
         return mix.output

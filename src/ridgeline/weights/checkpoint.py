@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ridgeline.quant.formats import Format
 from ridgeline.quant.tensor import HostTensor
 
 
@@ -37,6 +38,9 @@ class Checkpoint(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape, without touching its bytes."""
+
+    def format(self, name: str) -> Format:
+        """Its format, without touching its bytes."""
 
     def fingerprint(self) -> str:
         """A hex digest that changes when the files do: over header bytes, sizes and modification times."""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ridgeline.errors import ModelFileError
+from ridgeline.quant.formats import Format
 from ridgeline.quant.tensor import HostTensor
 from ridgeline.weights.gguf_header import GgufHeader, TensorEntry, read_header
 from ridgeline.weights.mapped_file import MappedFile
@@ -85,6 +86,10 @@ class GgufCheckpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape, outermost first, without touching its bytes."""
         return self._found(name)[0].shape
+
+    def format(self, name: str) -> Format:
+        """Its format, without touching its bytes."""
+        return self._found(name)[0].format
 
     def _found(self, name: str) -> tuple[TensorEntry, MappedFile]:
         try:

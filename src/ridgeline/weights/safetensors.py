@@ -110,6 +110,10 @@ class SafetensorsCheckpoint:
         """Its shape, outermost first, without touching its bytes."""
         return self.tensor(name).shape
 
+    def format(self, name: str) -> Format:
+        """Its format, without touching its bytes."""
+        return self.tensor(name).format
+
     def fingerprint(self) -> str:
         """A hex digest over the configuration and the heads, sizes and modification times of the files."""
         return self._digest.hexdigest()
