@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "cpu_features.h"
+#include "matmul_plain.h"
 #include "scalar_numbers.h"
 
 namespace ridgeline {
@@ -13,10 +14,6 @@ namespace ridgeline {
 namespace avx2 {
 
 namespace {
-
-void ask_ahead(const uint8_t* next, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += LINE_BYTES) _mm_prefetch(next + line, _MM_HINT_T0);
-}
 
 void unpack_f16(const uint8_t* pair, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
     const uint8_t* source = pair + first_group * PAIR_TILES * 1024;
@@ -49,67 +46,38 @@ struct Bf16 {
     }
 };
 
-// One tile of the pair: `sums` and `weights` are the tile's.
-template <typename Weights, int rows>
-void multiply_tile(const uint8_t* weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
-    __m256 low[rows], high[rows];
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; ++r) {
-        low[r] = _mm256_loadu_ps(sums + r * PAIR_ROWS);
-        high[r] = _mm256_loadu_ps(sums + r * PAIR_ROWS + 8);
-    }
-    for (int64_t i = 0; i < count; ++i, weights += LINE_STRIDE) {
-#pragma GCC unroll 2
-        for (int index = 0; index < Weights::inputs; ++index) {
-            const __m256 w_low = Weights::load(weights, index), w_high = Weights::load(weights + 32, index);
-#pragma GCC unroll 6
-            for (int r = 0; r < rows; ++r) {
-                const __m256 broadcast = Weights::broadcast(x + r * row_bytes, i, index);
-                low[r] = _mm256_fmadd_ps(w_low, broadcast, low[r]);
-                high[r] = _mm256_fmadd_ps(w_high, broadcast, high[r]);
-            }
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; ++r) {
-        _mm256_storeu_ps(sums + r * PAIR_ROWS, low[r]);
-        _mm256_storeu_ps(sums + r * PAIR_ROWS + 8, high[r]);
-    }
-}
-
+// What matmul_plain.h asks for.
 template <typename Weights>
-void multiply_plain(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                    int num_rows, float* sums, const Ahead& ahead) {
-    constexpr int64_t inputs_of_group = GROUP_VALUES / Weights::inputs;
-    for (int64_t group = 0; group < num_groups; ++group) {
-        ask_ahead(ahead.next + group * ahead.step_bytes, ahead.step_bytes);
-        for (int tile = 0; tile < PAIR_TILES; ++tile) {
-            const uint8_t* weights = records + group * inputs_of_group * LINE_STRIDE + tile * LINE_BYTES;
-            const uint8_t* x = prepared + group * inputs_of_group * 4;
-            float* to = sums + tile * TILE_ROWS;
-            switch (num_rows) {
-                case 1:
-                    multiply_tile<Weights, 1>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 2:
-                    multiply_tile<Weights, 2>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 3:
-                    multiply_tile<Weights, 3>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 4:
-                    multiply_tile<Weights, 4>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 5:
-                    multiply_tile<Weights, 5>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                default:
-                    multiply_tile<Weights, 6>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
+struct Tile {
+    static constexpr int inputs = Weights::inputs;
+
+    template <int rows>
+    static void multiply(const uint8_t* weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
+        __m256 low[rows], high[rows];
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r) {
+            low[r] = _mm256_loadu_ps(sums + r * PAIR_ROWS);
+            high[r] = _mm256_loadu_ps(sums + r * PAIR_ROWS + 8);
+        }
+        for (int64_t i = 0; i < count; ++i, weights += LINE_STRIDE) {
+#pragma GCC unroll 2
+            for (int index = 0; index < Weights::inputs; ++index) {
+                const __m256 w_low = Weights::load(weights, index), w_high = Weights::load(weights + 32, index);
+#pragma GCC unroll 6
+                for (int r = 0; r < rows; ++r) {
+                    const __m256 broadcast = Weights::broadcast(x + r * row_bytes, i, index);
+                    low[r] = _mm256_fmadd_ps(w_low, broadcast, low[r]);
+                    high[r] = _mm256_fmadd_ps(w_high, broadcast, high[r]);
+                }
             }
         }
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r) {
+            _mm256_storeu_ps(sums + r * PAIR_ROWS, low[r]);
+            _mm256_storeu_ps(sums + r * PAIR_ROWS + 8, high[r]);
+        }
     }
-}
+};
 
 #define ALL_YMM \
     "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm14", "ymm15"
@@ -190,9 +158,9 @@ InstructionSet make_set(bool has_vnni) {
         const auto format = static_cast<FormatId>(i);
         set.formats[i] = has_vnni ? kernels_with_vnni(format) : kernels_with_pairs(format);
     }
-    set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<F32>};
-    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<F32>};
-    set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_plain<Bf16>};
+    set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<Tile<F32>>};
+    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<Tile<F32>>};
+    set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_plain<Tile<Bf16>>};
     set.prepare_int8 = prepare_int8;
     set.int8_loop = has_vnni ? int8_vnni_loop : int8_loop;
     set.bf16_loop = fp32_loop;

@@ -6,8 +6,7 @@
 //                          and takes registers
 //   max_rows<t>            how many rows its registers hold, with two vectors (16 outputs) of each
 //   Sum<t>                 the int32 products of 8 outputs with one row: begin(dot) or nothing, add<line>(codes, x) for
-//   the
-//                          code lines that share a scale (`line` counts them), then total()
+//                          the code lines that share a scale (`line` counts them), then total()
 //   begin<t>(minus sum)    what the products of a row begin with, for the zero of the codes
 //   product<t>(codes, x)   the product of an extended line: what it counts for once it went through `whole`,
 //   whole(product)         and what begins with `begin` goes through it as well
@@ -247,11 +246,6 @@ template <typename Way, Traits t, int rows, int vectors, bool extended_first, ty
     }
 }
 
-[[gnu::always_inline]] inline void ask_ahead(const Ahead& ahead, int64_t group) {
-    const uint8_t* next = ahead.next + group * ahead.step_bytes;
-    for (int64_t line = 0; line < ahead.step_bytes; line += LINE_BYTES) _mm_prefetch(next + line, _MM_HINT_T0);
-}
-
 template <typename Way, Traits t, int rows>
 void multiply_rows(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, float* sums,
                    const Ahead& ahead) {
@@ -276,8 +270,8 @@ void multiply(const uint8_t* records, int64_t num_groups, const uint8_t* prepare
         float* to = sums + row * PAIR_ROWS;
         const Ahead& asked = row == 0 ? ahead : nothing;
         const int left = num_rows - row < most ? num_rows - row : most;
-        unrolled<most>([&](auto index) __attribute__((always_inline)) {
-            if (left == index + 1) multiply_rows<Way, t, index + 1>(records, num_groups, x, row_bytes, to, asked);
+        with_constant<most>(left, [&](auto rows) __attribute__((always_inline)) {
+            multiply_rows<Way, t, rows>(records, num_groups, x, row_bytes, to, asked);
         });
     }
 }
@@ -304,10 +298,8 @@ void multiply_direct_rows(const uint8_t* planes, uint8_t* records, int64_t num_g
 template <typename Way, FormatId format>
 void multiply_direct(const uint8_t* planes, uint8_t* records, int64_t num_groups, const uint8_t* prepared,
                      int64_t row_bytes, int num_rows, float* sums, const Ahead& ahead) {
-    unrolled<MAX_ROWS_PER_DIRECT_CALL>([&](auto index) __attribute__((always_inline)) {
-        if (num_rows == index + 1) {
-            multiply_direct_rows<Way, format, index + 1>(planes, records, num_groups, prepared, row_bytes, sums, ahead);
-        }
+    with_constant<MAX_ROWS_PER_DIRECT_CALL>(num_rows, [&](auto rows) __attribute__((always_inline)) {
+        multiply_direct_rows<Way, format, rows>(planes, records, num_groups, prepared, row_bytes, sums, ahead);
     });
 }
 

@@ -35,6 +35,10 @@ struct Ahead {
     const uint8_t* next;
     int64_t step_bytes;
 };
+[[gnu::always_inline]] static inline void ask_ahead(const Ahead& ahead, int64_t group) {
+    const uint8_t* next = ahead.next + group * ahead.step_bytes;
+    for (int64_t line = 0; line < ahead.step_bytes; line += LINE_BYTES) __builtin_prefetch(next + line);
+}
 
 // Unpacks `count` groups of a pair from `first_group`, the first of a run, into records. `num_groups` is that of the
 // whole pair.

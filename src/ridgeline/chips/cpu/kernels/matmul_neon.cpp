@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "cpu_features.h"
+#include "matmul_plain.h"
 #include "scalar_numbers.h"
 
 namespace ridgeline {
@@ -15,10 +16,6 @@ namespace ridgeline {
 namespace neon {
 
 namespace {
-
-void ask_ahead(const uint8_t* next, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += LINE_BYTES) __builtin_prefetch(next + line);
-}
 
 // The sum of the activations that share scale `part`, times their scale.
 template <int num_scales>
@@ -89,7 +86,7 @@ void multiply_rows(const uint8_t* records, int64_t num_groups, const uint8_t* pr
                    const Ahead& ahead) {
     constexpr int half_bytes = 512 + LINE_BYTES * num_scales * (has_minimum ? 2 : 1);
     for (int64_t index = 0; index < num_groups; ++index, records += PAIR_TILES * half_bytes) {
-        ask_ahead(ahead.next + index * ahead.step_bytes, ahead.step_bytes);
+        ask_ahead(ahead, index);
         const ActivationGroup* groups[rows];
         for (int r = 0; r < rows; ++r) {
             groups[r] = reinterpret_cast<const ActivationGroup*>(prepared + r * row_bytes) + index;
@@ -102,21 +99,9 @@ void multiply_rows(const uint8_t* records, int64_t num_groups, const uint8_t* pr
 template <int num_scales, bool has_minimum>
 void multiply_int8(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
                    float* sums, const Ahead& ahead) {
-    const auto call = [&](auto function) { function(records, num_groups, prepared, row_bytes, sums, ahead); };
-    switch (num_rows) {
-        case 1:
-            return call(multiply_rows<num_scales, has_minimum, 1>);
-        case 2:
-            return call(multiply_rows<num_scales, has_minimum, 2>);
-        case 3:
-            return call(multiply_rows<num_scales, has_minimum, 3>);
-        case 4:
-            return call(multiply_rows<num_scales, has_minimum, 4>);
-        case 5:
-            return call(multiply_rows<num_scales, has_minimum, 5>);
-        default:
-            return call(multiply_rows<num_scales, has_minimum, 6>);
-    }
+    with_constant<MAX_ROWS_PER_CALL>(num_rows, [&](auto rows) {
+        multiply_rows<num_scales, has_minimum, rows>(records, num_groups, prepared, row_bytes, sums, ahead);
+    });
 }
 
 void unpack_f16(const uint8_t* pair, int64_t first_group, int64_t count, int64_t, uint8_t* records) {
@@ -142,60 +127,32 @@ struct Bf16 {
     static float input(const uint8_t* x, int64_t i, int index) { return bfloat_to_float(x + 4 * i + 2 * index); }
 };
 
-template <typename Weights, int rows>
-void multiply_tile(const uint8_t* weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
-    float32x4_t totals[rows][4];
-    for (int r = 0; r < rows; ++r) {
-        for (int q = 0; q < 4; ++q) totals[r][q] = vld1q_f32(sums + r * PAIR_ROWS + 4 * q);
-    }
-    for (int64_t i = 0; i < count; ++i, weights += LINE_STRIDE) {
-        for (int index = 0; index < Weights::inputs; ++index) {
-            for (int q = 0; q < 4; ++q) {
-                const float32x4_t w = Weights::load(weights + 16 * q, index);
-                for (int r = 0; r < rows; ++r) {
-                    totals[r][q] = vfmaq_n_f32(totals[r][q], w, Weights::input(x + r * row_bytes, i, index));
+// What matmul_plain.h asks for.
+template <typename Weights>
+struct Tile {
+    static constexpr int inputs = Weights::inputs;
+
+    template <int rows>
+    static void multiply(const uint8_t* weights, int64_t count, const uint8_t* x, int64_t row_bytes, float* sums) {
+        float32x4_t totals[rows][4];
+        for (int r = 0; r < rows; ++r) {
+            for (int q = 0; q < 4; ++q) totals[r][q] = vld1q_f32(sums + r * PAIR_ROWS + 4 * q);
+        }
+        for (int64_t i = 0; i < count; ++i, weights += LINE_STRIDE) {
+            for (int index = 0; index < Weights::inputs; ++index) {
+                for (int q = 0; q < 4; ++q) {
+                    const float32x4_t w = Weights::load(weights + 16 * q, index);
+                    for (int r = 0; r < rows; ++r) {
+                        totals[r][q] = vfmaq_n_f32(totals[r][q], w, Weights::input(x + r * row_bytes, i, index));
+                    }
                 }
             }
         }
-    }
-    for (int r = 0; r < rows; ++r) {
-        for (int q = 0; q < 4; ++q) vst1q_f32(sums + r * PAIR_ROWS + 4 * q, totals[r][q]);
-    }
-}
-
-template <typename Weights>
-void multiply_plain(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes,
-                    int num_rows, float* sums, const Ahead& ahead) {
-    constexpr int64_t inputs_of_group = GROUP_VALUES / Weights::inputs;
-    for (int64_t group = 0; group < num_groups; ++group) {
-        ask_ahead(ahead.next + group * ahead.step_bytes, ahead.step_bytes);
-        for (int tile = 0; tile < PAIR_TILES; ++tile) {
-            const uint8_t* weights = records + group * inputs_of_group * LINE_STRIDE + tile * LINE_BYTES;
-            const uint8_t* x = prepared + group * inputs_of_group * 4;
-            float* to = sums + tile * TILE_ROWS;
-            switch (num_rows) {
-                case 1:
-                    multiply_tile<Weights, 1>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 2:
-                    multiply_tile<Weights, 2>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 3:
-                    multiply_tile<Weights, 3>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 4:
-                    multiply_tile<Weights, 4>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                case 5:
-                    multiply_tile<Weights, 5>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-                default:
-                    multiply_tile<Weights, 6>(weights, inputs_of_group, x, row_bytes, to);
-                    break;
-            }
+        for (int r = 0; r < rows; ++r) {
+            for (int q = 0; q < 4; ++q) vst1q_f32(sums + r * PAIR_ROWS + 4 * q, totals[r][q]);
         }
     }
-}
+};
 
 double int8_loop(int64_t repeats) {
     int64_t count = repeats;
@@ -229,31 +186,19 @@ double fp32_loop(int64_t repeats) {
     return static_cast<double>(repeats) * 16 * 8;
 }
 
-template <FormatId format>
-void add_int8(InstructionSet& set) {
-    constexpr TileLayout layout = tile_layout(format);
-    set.formats[static_cast<int>(format)] = {unpack_function(format),
-                                             multiply_int8<layout.scales_per_group, layout.has_minimum>};
-}
-
 InstructionSet make_set() {
     InstructionSet set = portable_instruction_set();
     set.name = set.description = "neon";
-    add_int8<FormatId::Q4_0>(set);
-    add_int8<FormatId::Q4_1>(set);
-    add_int8<FormatId::Q5_0>(set);
-    add_int8<FormatId::Q5_1>(set);
-    add_int8<FormatId::Q8_0>(set);
-    add_int8<FormatId::Q2_K>(set);
-    add_int8<FormatId::Q3_K>(set);
-    add_int8<FormatId::Q4_K>(set);
-    add_int8<FormatId::Q5_K>(set);
-    add_int8<FormatId::Q6_K>(set);
-    add_int8<FormatId::IQ4_NL>(set);
-    add_int8<FormatId::MXFP4>(set);
-    set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<F32>};
-    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<F32>};
-    set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_plain<Bf16>};
+    for (int i = 0; i < NUM_FORMAT_SLOTS; ++i) {
+        const auto format = static_cast<FormatId>(i);
+        with_quantised_format(format, [&]<FormatId id>() {
+            constexpr TileLayout layout = tile_layout(id);
+            set.formats[i] = {unpack_function(id), multiply_int8<layout.scales_per_group, layout.has_minimum>};
+        });
+    }
+    set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_plain<Tile<F32>>};
+    set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_plain<Tile<F32>>};
+    set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_plain<Tile<Bf16>>};
     set.int8_loop = int8_loop;
     set.bf16_loop = fp32_loop;
     set.fp32_loop = fp32_loop;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "as_constants.h"
 #include "matmul_kernels.h"
 #include "scalar_codes.h"
 #include "scalar_numbers.h"
@@ -211,27 +212,14 @@ uint64_t read_loop(const uint8_t* const* streams, size_t stream_bytes) {
     return sum;
 }
 
-template <FormatId format>
-void add_int8(InstructionSet& set) {
-    set.formats[static_cast<int>(format)] = {unpack<format>, multiply_int8<format>};
-}
-
 InstructionSet make_set() {
     InstructionSet set{};
     set.name = "portable";
     set.description = "portable";
-    add_int8<FormatId::Q4_0>(set);
-    add_int8<FormatId::Q4_1>(set);
-    add_int8<FormatId::Q5_0>(set);
-    add_int8<FormatId::Q5_1>(set);
-    add_int8<FormatId::Q8_0>(set);
-    add_int8<FormatId::Q2_K>(set);
-    add_int8<FormatId::Q3_K>(set);
-    add_int8<FormatId::Q4_K>(set);
-    add_int8<FormatId::Q5_K>(set);
-    add_int8<FormatId::Q6_K>(set);
-    add_int8<FormatId::IQ4_NL>(set);
-    add_int8<FormatId::MXFP4>(set);
+    for (int i = 0; i < NUM_FORMAT_SLOTS; ++i) {
+        with_quantised_format(static_cast<FormatId>(i),
+                              [&]<FormatId id>() { set.formats[i] = {unpack<id>, multiply_int8<id>}; });
+    }
     set.formats[static_cast<int>(FormatId::F32)] = {nullptr, multiply_f32};
     set.formats[static_cast<int>(FormatId::F16)] = {unpack_f16, multiply_f32};
     set.formats[static_cast<int>(FormatId::BF16)] = {nullptr, multiply_bf16};

@@ -6,8 +6,7 @@
 //   load, load_sixteen, masked, either, shifted_up<n>, shifted_down<n>   on either; shifts act on every byte, and bits
 //                        that come from a neighbour are masked out here
 //   fills_bytes          whether codes are scaled up to fill their byte (and scales down by as much): the zero of a
-//   format
-//                        without minimum becomes 128
+//                        format without minimum becomes 128
 //   looked_up(book, indices)                       bytes of a book of 16
 //   recorded<format>(line)                         a line as it stands in records
 //   store(target, line)
@@ -17,20 +16,11 @@
 #pragma once
 
 #include <array>
-#include <type_traits>
-#include <utility>
 
+#include "as_constants.h"
 #include "matmul_kernels.h"
 
 namespace ridgeline {
-
-// Calls function(std::integral_constant<int, i>) for i = 0..count - 1.
-template <int count, typename Function>
-[[gnu::always_inline]] inline void unrolled(Function function) {
-    [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-        (function(std::integral_constant<int, i>{}), ...);
-    }(std::make_integer_sequence<int, count>{});
-}
 
 template <typename Simd, int shift, typename Value>
 [[gnu::always_inline]] inline Value shifted(Value value) {
@@ -183,39 +173,6 @@ void unpack_records(const uint8_t* pair, int64_t first_group, int64_t count, int
                 }
             }
         }
-    }
-}
-
-// Calls function.template operator()<id>() with the format as a constant if it is a quantised one.
-template <typename Function>
-void with_quantised_format(FormatId format, Function function) {
-    switch (format) {
-        case FormatId::Q4_0:
-            return function.template operator()<FormatId::Q4_0>();
-        case FormatId::Q4_1:
-            return function.template operator()<FormatId::Q4_1>();
-        case FormatId::Q5_0:
-            return function.template operator()<FormatId::Q5_0>();
-        case FormatId::Q5_1:
-            return function.template operator()<FormatId::Q5_1>();
-        case FormatId::Q8_0:
-            return function.template operator()<FormatId::Q8_0>();
-        case FormatId::Q2_K:
-            return function.template operator()<FormatId::Q2_K>();
-        case FormatId::Q3_K:
-            return function.template operator()<FormatId::Q3_K>();
-        case FormatId::Q4_K:
-            return function.template operator()<FormatId::Q4_K>();
-        case FormatId::Q5_K:
-            return function.template operator()<FormatId::Q5_K>();
-        case FormatId::Q6_K:
-            return function.template operator()<FormatId::Q6_K>();
-        case FormatId::IQ4_NL:
-            return function.template operator()<FormatId::IQ4_NL>();
-        case FormatId::MXFP4:
-            return function.template operator()<FormatId::MXFP4>();
-        default:
-            return;
     }
 }
 
