@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ridgeline.errors import UserError
 from ridgeline.quant.formats import Format
 from ridgeline.quant.grids import GRIDS, Fit, Grid
 from ridgeline.quant.packing import Bytes
+from ridgeline.quant.rounding import check_finite
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -88,11 +88,7 @@ def compensated(values_RD: Floats, entry: Format, inputs: Inputs) -> Bytes:
     grid = GRIDS[entry.name]
     num_rows, width = values_RD.shape
     data = np.empty((num_rows, entry.row_bytes(width)), dtype=np.uint8)
-    if not np.isfinite(values_RD).all():
-        raise UserError(
-            f"values that are NaN or infinite cannot be stored as {entry.name}",
-            hint="the source is damaged: fetch it again",
-        )
+    check_finite(values_RD, entry)
     aims_RD = values_RD if inputs.change_DD is None else _for_changed_inputs(values_RD, inputs)
     for start in range(0, num_rows, ROWS_AT_ONCE):
         wanted_DR = np.array(aims_RD[start : start + ROWS_AT_ONCE].T, dtype=np.float32, order="C")

@@ -59,11 +59,7 @@ def quantize(
     step = max(1, CHUNK_VALUES // entry.block_values)
     for start in range(0, len(blocks_NV), step):
         chunk = np.ascontiguousarray(blocks_NV[start : start + step], dtype=np.float32)
-        if not np.isfinite(chunk).all():
-            raise UserError(
-                f"values that are NaN or infinite cannot be stored as {entry.name}",
-                hint="the source is damaged: fetch it again",
-            )
+        check_finite(chunk, entry)
         with np.errstate(over="ignore", under="ignore"):
             if grid is None:
                 data[start : start + step] = _ENCODERS[entry.name](chunk)
@@ -71,6 +67,15 @@ def quantize(
                 places = np.arange(start, start + len(chunk)) % len(weights_NV)
                 data[start : start + step] = _on_grid(grid, chunk, weights_NV[places])
     return data.reshape(-1)
+
+
+def check_finite(values: npt.NDArray[np.floating], entry: Format) -> None:
+    """UserError where a value is NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"values that are NaN or infinite cannot be stored as {entry.name}",
+            hint="the source is damaged: fetch it again",
+        )
 
 
 def _on_grid(grid: Grid, values_NV: Floats, weights_NV: Floats) -> Bytes:
