@@ -3,8 +3,8 @@
 Knows: CUDA graphs, the arrays of a step. Does not know: decoders, requests.
 
 A graph has fixed shapes, so a small step is padded: tokens to the next of a few sizes, pages of a sequence to the next
-power of four. Padding stores nothing and belongs to no sequence; what it computes is never seen,
-and no sum depends on it. Larger steps are launched op by op, while the GPU is busy with those before.
+power of four. Padding stores nothing and belongs to no sequence; what it computes is never seen, and no sum depends on
+it. Larger steps are launched op by op, while the GPU is busy with those before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The roofline of a GPU, measured in a few dozen milliseconds when it is opened.
+"""The roofline of a GPU, measured when it is first asked for.
 
 Knows: torch. Does not know: models, steps.
 """
@@ -21,7 +21,7 @@ ROUNDS = 5
 
 
 def measured_facts(device: torch.device, kv_formats: tuple[KvFormat, ...]) -> ChipFacts:
-    """What this GPU is and does: memory that is free now, bytes that a sum over 1 GiB reads, dense products."""
+    """What this GPU is and does: memory that is free now, bytes that a search of 1 GiB reads, dense products."""
     properties = torch.cuda.get_device_properties(device)
     arithmetic: dict[str, Arithmetic] = {entry.name: "bf16" for entry in FORMATS}
     arithmetic |= {"F32": "fp32", "f32": "fp32", "bf16": "bf16"}
