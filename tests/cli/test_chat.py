@@ -223,9 +223,10 @@ def test_a_conversation(environment, endless, tmp_path, has_colours) -> None:
         person.type("/set max_tokens 2000\n")
         person.wait_for("max_tokens 2000, temperature")
         person.type("Go on and on\n")
-        person.wait_for("Go on and on\r\n(.|\n){20}")
+        # What is typed ahead of the prompt is echoed twice: the answer follows the second.
+        person.wait_for("> Go on and on\r\n(.|\n){20}")
         person.process.send_signal(signal.SIGINT)
-        person.wait_for("tokens; .*stopped")
+        person.wait_for("tokens?; .*stopped")
         person.type("x" * 3000 + "\n")
         person.wait_for("error: the prompt has")
         person.type("/quit\n")
