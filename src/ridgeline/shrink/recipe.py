@@ -31,7 +31,6 @@ class Mix:
     """A quality that a person can ask for by name."""
 
     name: str
-    summary: str
     body: Format
     """Of the matrices of the layers."""
     sensitive: Format
@@ -47,17 +46,16 @@ SENSITIVE = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.wei
 all later layers read."""
 
 
-def _mix(name: str, summary: str, body: Format, sensitive: Format, output: Format, embedding: Format) -> Mix:
-    return Mix(name=name, summary=summary, body=body, sensitive=sensitive, output=output, embedding=embedding)
+def _mix(name: str, body: Format, sensitive: Format, output: Format, embedding: Format) -> Mix:
+    return Mix(name=name, body=body, sensitive=sensitive, output=output, embedding=embedding)
 
 
 MIXES: tuple[Mix, ...] = (
-    _mix("q8", "8.5 bits a weight", formats.Q8_0, formats.Q8_0, formats.Q8_0, formats.Q8_0),
-    _mix("q5", "5.5 bits a weight", formats.Q5_K, formats.Q5_K, formats.Q5_K, formats.Q6_K),
-    _mix("q4-high", "about 5 bits a weight", formats.Q4_K, formats.Q5_K, formats.Q5_K, formats.Q6_K),
-    _mix("q4", "about 4.5 bits a weight", formats.Q4_K, formats.Q4_K, formats.Q5_K, formats.Q6_K),
+    _mix("q8", formats.Q8_0, formats.Q8_0, formats.Q8_0, formats.Q8_0),
+    _mix("q5", formats.Q5_K, formats.Q5_K, formats.Q5_K, formats.Q6_K),
+    _mix("q4-high", formats.Q4_K, formats.Q5_K, formats.Q5_K, formats.Q6_K),
+    _mix("q4", formats.Q4_K, formats.Q4_K, formats.Q5_K, formats.Q6_K),
 )
-DEFAULT_MIX = "q4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +93,7 @@ def mix_named(name: str) -> Mix:
             return mix
     wanted = formats.BY_NAME.get(name.upper())
     if wanted is not None and wanted is not formats.F32:
-        return _mix(wanted.name, "one format", wanted, wanted, wanted, wanted)
+        return _mix(wanted.name, wanted, wanted, wanted, wanted)
     known = [*(mix.name for mix in MIXES), *(entry.name for entry in formats.FORMATS if entry is not formats.F32)]
     near = difflib.get_close_matches(name.lower(), [entry.lower() for entry in known], n=1)
     raise UserError(
