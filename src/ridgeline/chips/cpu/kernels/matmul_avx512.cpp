@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "as_constants.h"
 #include "cpu_features.h"
 #include "scalar_numbers.h"
 
@@ -68,20 +69,9 @@ template <typename Weights>
 void multiply_f32(const uint8_t* weights, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
                   float* sums, const Ahead& ahead) {
     const int64_t count = num_groups * GROUP_VALUES;
-    switch (num_rows) {
-        case 1:
-            return multiply_f32_rows<1, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 2:
-            return multiply_f32_rows<2, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 3:
-            return multiply_f32_rows<3, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 4:
-            return multiply_f32_rows<4, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        case 5:
-            return multiply_f32_rows<5, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-        default:
-            return multiply_f32_rows<6, Weights>(weights, count, prepared, row_bytes, sums, ahead);
-    }
+    with_constant<MAX_ROWS_PER_CALL>(num_rows, [&](auto rows) {
+        multiply_f32_rows<rows, Weights>(weights, count, prepared, row_bytes, sums, ahead);
+    });
 }
 
 void multiply_f16_direct(const uint8_t* groups, uint8_t*, int64_t num_groups, const uint8_t* prepared,

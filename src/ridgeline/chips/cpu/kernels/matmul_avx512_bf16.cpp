@@ -7,6 +7,8 @@
 
 #include <cstring>
 
+#include "as_constants.h"
+
 namespace ridgeline::avx512 {
 
 namespace {
@@ -46,20 +48,8 @@ void multiply_rows(const uint8_t* records, int64_t num_pairs, const uint8_t* x, 
 void multiply_bf16(const uint8_t* records, int64_t num_groups, const uint8_t* prepared, int64_t row_bytes, int num_rows,
                    float* sums, const Ahead& ahead) {
     const int64_t num_pairs = num_groups * GROUP_VALUES / 2;
-    switch (num_rows) {
-        case 1:
-            return multiply_rows<1>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 2:
-            return multiply_rows<2>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 3:
-            return multiply_rows<3>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 4:
-            return multiply_rows<4>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        case 5:
-            return multiply_rows<5>(records, num_pairs, prepared, row_bytes, sums, ahead);
-        default:
-            return multiply_rows<6>(records, num_pairs, prepared, row_bytes, sums, ahead);
-    }
+    with_constant<MAX_ROWS_PER_CALL>(
+        num_rows, [&](auto rows) { multiply_rows<rows>(records, num_pairs, prepared, row_bytes, sums, ahead); });
 }
 
 double bf16_loop(int64_t repeats) {

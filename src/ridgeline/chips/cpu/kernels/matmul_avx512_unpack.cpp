@@ -5,6 +5,8 @@
 
 #include <immintrin.h>
 
+#include "as_constants.h"
+
 namespace ridgeline::avx512 {
 
 namespace {
@@ -281,46 +283,16 @@ bool unpack_quad(const uint8_t* pair, int64_t first_group, int64_t num_groups, i
     return true;
 }
 
-template <FormatId format>
-FormatKernels kernels_of() {
-    FormatKernels kernels;
-    kernels.unpack = unpack<format>;
-    kernels.unpack_scales = unpack_scales<format>;
-    kernels.unpack_quad = unpack_quad<format>;
-    return kernels;
-}
-
 }  // namespace
 
 FormatKernels unpackers(FormatId format) {
-    switch (format) {
-        case FormatId::Q4_0:
-            return kernels_of<FormatId::Q4_0>();
-        case FormatId::Q4_1:
-            return kernels_of<FormatId::Q4_1>();
-        case FormatId::Q5_0:
-            return kernels_of<FormatId::Q5_0>();
-        case FormatId::Q5_1:
-            return kernels_of<FormatId::Q5_1>();
-        case FormatId::Q8_0:
-            return kernels_of<FormatId::Q8_0>();
-        case FormatId::Q2_K:
-            return kernels_of<FormatId::Q2_K>();
-        case FormatId::Q3_K:
-            return kernels_of<FormatId::Q3_K>();
-        case FormatId::Q4_K:
-            return kernels_of<FormatId::Q4_K>();
-        case FormatId::Q5_K:
-            return kernels_of<FormatId::Q5_K>();
-        case FormatId::Q6_K:
-            return kernels_of<FormatId::Q6_K>();
-        case FormatId::IQ4_NL:
-            return kernels_of<FormatId::IQ4_NL>();
-        case FormatId::MXFP4:
-            return kernels_of<FormatId::MXFP4>();
-        default:
-            return {};
-    }
+    FormatKernels kernels;
+    with_quantised_format(format, [&]<FormatId id>() {
+        kernels.unpack = unpack<id>;
+        kernels.unpack_scales = unpack_scales<id>;
+        kernels.unpack_quad = unpack_quad<id>;
+    });
+    return kernels;
 }
 
 }  // namespace ridgeline::avx512

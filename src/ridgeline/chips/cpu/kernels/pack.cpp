@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 
+#include "as_constants.h"
 #include "matmul.h"
 #include "tile_layout.h"
 
@@ -210,30 +211,8 @@ void pack_tile(FormatId format, const Source& source, uint8_t* pair, int tile) {
             return pack_plain_tile(source, 2, 1, pair, tile);
         case FormatId::BF16:
             return pack_plain_tile(source, 2, 2, pair, tile);
-        case FormatId::Q4_0:
-            return pack_quantised_tile<FormatId::Q4_0>(source, pair, tile);
-        case FormatId::Q4_1:
-            return pack_quantised_tile<FormatId::Q4_1>(source, pair, tile);
-        case FormatId::Q5_0:
-            return pack_quantised_tile<FormatId::Q5_0>(source, pair, tile);
-        case FormatId::Q5_1:
-            return pack_quantised_tile<FormatId::Q5_1>(source, pair, tile);
-        case FormatId::Q8_0:
-            return pack_quantised_tile<FormatId::Q8_0>(source, pair, tile);
-        case FormatId::Q2_K:
-            return pack_quantised_tile<FormatId::Q2_K>(source, pair, tile);
-        case FormatId::Q3_K:
-            return pack_quantised_tile<FormatId::Q3_K>(source, pair, tile);
-        case FormatId::Q4_K:
-            return pack_quantised_tile<FormatId::Q4_K>(source, pair, tile);
-        case FormatId::Q5_K:
-            return pack_quantised_tile<FormatId::Q5_K>(source, pair, tile);
-        case FormatId::Q6_K:
-            return pack_quantised_tile<FormatId::Q6_K>(source, pair, tile);
-        case FormatId::IQ4_NL:
-            return pack_quantised_tile<FormatId::IQ4_NL>(source, pair, tile);
-        case FormatId::MXFP4:
-            return pack_quantised_tile<FormatId::MXFP4>(source, pair, tile);
+        default:
+            with_quantised_format(format, [&]<FormatId id>() { pack_quantised_tile<id>(source, pair, tile); });
     }
 }
 

@@ -1,4 +1,5 @@
 // Single rows of packed matrices as floats: embeddings, and what tests compare with.
+#include "as_constants.h"
 #include "matmul.h"
 #include "scalar_codes.h"
 
@@ -59,32 +60,12 @@ UnpackRow unpack_row_function(FormatId format) {
             return unpack_plain<FormatId::F16>;
         case FormatId::BF16:
             return unpack_plain<FormatId::BF16>;
-        case FormatId::Q4_0:
-            return unpack_quantised<FormatId::Q4_0>;
-        case FormatId::Q4_1:
-            return unpack_quantised<FormatId::Q4_1>;
-        case FormatId::Q5_0:
-            return unpack_quantised<FormatId::Q5_0>;
-        case FormatId::Q5_1:
-            return unpack_quantised<FormatId::Q5_1>;
-        case FormatId::Q8_0:
-            return unpack_quantised<FormatId::Q8_0>;
-        case FormatId::Q2_K:
-            return unpack_quantised<FormatId::Q2_K>;
-        case FormatId::Q3_K:
-            return unpack_quantised<FormatId::Q3_K>;
-        case FormatId::Q4_K:
-            return unpack_quantised<FormatId::Q4_K>;
-        case FormatId::Q5_K:
-            return unpack_quantised<FormatId::Q5_K>;
-        case FormatId::Q6_K:
-            return unpack_quantised<FormatId::Q6_K>;
-        case FormatId::IQ4_NL:
-            return unpack_quantised<FormatId::IQ4_NL>;
-        case FormatId::MXFP4:
-            return unpack_quantised<FormatId::MXFP4>;
+        default:
+            break;
     }
-    return nullptr;
+    UnpackRow function = nullptr;
+    with_quantised_format(format, [&]<FormatId id>() { function = unpack_quantised<id>; });
+    return function;
 }
 
 }  // namespace
