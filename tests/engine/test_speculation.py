@@ -17,6 +17,11 @@ from tests.engine.test_laws import made, one_request, run_history
 CONTEXT_TOKENS = 1024
 
 
+def truth_of(truths: Sequence[Sequence[int]], token_ids: Sequence[int]) -> Sequence[int]:
+    """The whole text that begins with these tokens, if one does."""
+    return next((each for each in truths if list(each[: len(token_ids)]) == list(token_ids)), ())
+
+
 class KnowingDrafter:
     """Knows how the sample goes on, and guesses that for a random while, then wrongly."""
 
@@ -27,7 +32,7 @@ class KnowingDrafter:
 
     def propose(self, max_tokens: int) -> Draft:
         num_known = len(self.token_ids)
-        truth = next((each for each in self.truths if list(each[:num_known]) == list(self.token_ids)), ())
+        truth = truth_of(self.truths, self.token_ids)
         num_right = self.rng.choice((0, 0, 1, 2, 5, 40, 40))
         num_wrong = self.rng.choice((0, 0, 1, 3, 40))
         guesses = list(truth[num_known : num_known + num_right])

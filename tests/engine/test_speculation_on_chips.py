@@ -15,7 +15,7 @@ from ridgeline.engine.speculation import Copying
 from ridgeline.request import Request, SamplingParams
 from ridgeline.speculate.drafter import Draft
 from tests.engine.test_real_chips import BASE, CASES, WANTED, Case, answer, opened, wanted
-from tests.engine.test_speculation import Drafts
+from tests.engine.test_speculation import Drafts, truth_of
 from tests.engine.test_virtual_time import VOCABULARY, expected
 from tests.tiny_models import write_tiny_gguf
 
@@ -32,7 +32,7 @@ class NoisyDrafter:
 
     def propose(self, max_tokens: int) -> Draft:
         num_known = len(self.token_ids)
-        truth = next((each for each in self.truths if list(each[:num_known]) == list(self.token_ids)), ())
+        truth = truth_of(self.truths, self.token_ids)
         right = list(truth[num_known : num_known + self.rng.choice((0, 1, 3, 9, 32))])
         guesses = (right + [self.rng.randrange(290) for _ in range(self.rng.choice((0, 1, 2, 31)))])[:max_tokens]
         # So hopeful that the cost of a step does not matter.
