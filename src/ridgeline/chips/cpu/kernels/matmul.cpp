@@ -35,9 +35,6 @@ constexpr int64_t SLAB_RECORD_BYTES = 20 * 1024;
 constexpr int64_t MAX_SLAB_BYTES = RUN_GROUPS * MAX_RECORD_BYTES;  // a slab is at least a run
 static_assert(MAX_SLAB_BYTES >= SLAB_RECORD_BYTES);
 constexpr int64_t MAX_RUN_RECORD_BYTES = RUN_GROUPS * PAIR_TILES * (512 + 4 * LINE_BYTES);  // of int8 formats
-// How far ahead memory is asked for packed weights. Measured on Zen 5: with less, the loops wait; with much more, what
-// came is gone from first-level cache again.
-constexpr int64_t AHEAD_BYTES = 12288;
 
 int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
 

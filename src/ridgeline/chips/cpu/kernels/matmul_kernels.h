@@ -68,7 +68,6 @@ constexpr int MAX_ROWS_PER_DIRECT_CALL = 4;
 constexpr int QUAD_TILES = 4;
 constexpr int QUAD_FRACTIONS = 4;
 constexpr int MAX_ROWS_PER_QUAD_CALL = 3;
-constexpr int64_t BLOCK_ROWS = 192;
 constexpr int PAIR_SUM_BYTES = static_cast<int>(BLOCK_ROWS) * PAIR_ROWS * 4;  // from a pair's sums to those of the next
 
 static constexpr int quad_record_bytes(FormatId format) {

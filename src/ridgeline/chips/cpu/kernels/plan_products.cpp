@@ -13,12 +13,9 @@ namespace {
 constexpr int64_t TILE_UNIT = 2, TILE_UNIT_MANY = 4;
 // This part of a thread's range may be taken by others.
 constexpr int64_t SHARED_PART = 5;
-// What is asked for before a product begins: while it runs, matmul asks this far ahead by itself.
-constexpr int64_t FIRST_BYTES = 12288;
-// Rows that matmul takes at a time, and floats of a strip of gate (and of up) for so many: they stay in a thread's
-// second-level cache beside the rows.
-constexpr int64_t STRIP_ROWS = 192;
-constexpr int64_t STRIP_FLOATS = STRIP_ROWS * 12 * TILE_ROWS;
+// Of a strip of gate (and of up) for a block of rows: they stay in a thread's second-level cache beside the rows.
+constexpr int64_t STRIP_FLOATS = BLOCK_ROWS * 12 * TILE_ROWS;
+
 int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
@@ -55,9 +52,10 @@ void Plan::find_first_bytes() {
     }
 }
 
+// What matmul would have asked for already if it had run before.
 void Plan::ask_ahead(const uint8_t* bytes) {
     if (bytes == nullptr) return;
-    for (int64_t i = 0; i < FIRST_BYTES; i += 64) __builtin_prefetch(bytes + i, 0, 2);
+    for (int64_t i = 0; i < AHEAD_BYTES; i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
 // With few rows each thread has a range, which it reads from front to back without a break; the last part of it may be
@@ -129,12 +127,12 @@ void Plan::gated(size_t index, const Record& record, int thread) {
     const Part &gate = record.parts[0], &up = record.parts[1];
     float* gate_strip = reinterpret_cast<float*>(scratch(thread) + strip_offset_);
     float* up_strip = gate_strip + STRIP_FLOATS;
-    const int64_t fit = STRIP_FLOATS / (std::min(rows, STRIP_ROWS) * TILE_ROWS) / TILE_UNIT * TILE_UNIT;
+    const int64_t fit = STRIP_FLOATS / (std::min(rows, BLOCK_ROWS) * TILE_ROWS) / TILE_UNIT * TILE_UNIT;
     share_tiles(index, num_tiles(gate.matrix), rows, fit, thread, [&](int64_t begin, int64_t end) {
         const int64_t first = begin * TILE_ROWS, width = std::min(end * TILE_ROWS, gate.matrix.rows) - first;
         const int64_t stride = (end - begin) * TILE_ROWS;
-        for (int64_t t = 0; t < rows; t += STRIP_ROWS) {
-            const int64_t count = std::min(STRIP_ROWS, rows - t);
+        for (int64_t t = 0; t < rows; t += BLOCK_ROWS) {
+            const int64_t count = std::min(BLOCK_ROWS, rows - t);
             // matmul writes column f at y + f: the strips begin at the column `first`.
             for (const auto& [part, strip] : {std::pair{&gate, gate_strip}, std::pair{&up, up_strip}}) {
                 const int64_t row_bytes = activation_row_bytes(part->prepared.kind, part->matrix.width);
