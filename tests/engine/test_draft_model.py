@@ -160,3 +160,11 @@ def test_its_memory_is_asked_for_before_anything_is_loaded(folder) -> None:
             memory_bytes=1_000_000,
         )
         open_engine(settings)
+
+
+def test_it_is_of_no_use_without_speculation(folder) -> None:
+    settings = EngineSettings(
+        model=str(folder / "model.gguf"), draft_model=str(folder / "other.gguf"), speculation=False
+    )
+    with pytest.raises(UserError, match="speculation=False"):
+        open_engine(settings)

@@ -61,6 +61,12 @@ def open_engine(
         if checkpoint is None:
             checkpoint = open_checkpoint(Path(settings.model))
         stack.callback(checkpoint.close)
+        if settings.draft_model is not None and not settings.speculation:
+            raise UserError(
+                "a draft model was given, and speculation=False, with which it is of no use",
+                hint="leave out one of the two",
+                field="draft_model",
+            )
         plan = plan_model(checkpoint, context_tokens=settings.context_tokens)
         _check_context(settings, plan)
         if chip is None:
@@ -74,7 +80,7 @@ def open_engine(
             limits = choose_limits(cost, facts, context_tokens, plan.spec.vocabulary_size, settings.memory_bytes)
         text = tokenizer if tokenizer is not None else open_text(checkpoint, cache_folder / "text")[0]
         draft = None
-        if settings.draft_model is not None and settings.speculation:
+        if settings.draft_model is not None:
             draft = DraftPlan.of(Path(settings.draft_model), text, cache_folder, limits)
             stack.callback(draft.checkpoint.close)
         model = _sized_model(settings, plan, draft, chip, facts, limits, main_format(checkpoint))
