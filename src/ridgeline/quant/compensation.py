@@ -7,8 +7,7 @@ another, each aiming at w_i + (sum over j < i of e_j V_ji) / V_ii, which would t
 taken back here. Scales of a block are chosen when it is reached, for what its columns will aim at.
 
 Sources: GPTQ, arXiv 2210.17323, in the form without an inverse (the nearest-plane algorithm of Babai, Combinatorica 6,
-1986); inputs that the layers before have changed are made up for first, as in GPTAQ, arXiv 2504.02692, here in closed
-form.
+1986).
 
 Knows: grids, Gram matrices. Does not know: models, where inputs come from.
 
@@ -28,7 +27,6 @@ from ridgeline.quant.packing import Bytes
 from ridgeline.quant.rounding import check_finite
 
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 DAMPING = 0.01
 """Share of the mean of the diagonal that is added to it: inputs that were hardly seen count for a little."""
@@ -42,24 +40,17 @@ COLUMNS_AT_ONCE = 32
 class Inputs:
     """What is known of the inputs of a matrix, made by `inputs_of`."""
 
-    damped_DD: Doubles
-    """H, with something added to its diagonal."""
     spread_DD: Floats
     """V_ji / V_ii: how much of the error of column j column i has to take back."""
     weights_D: Floats
     """V_ii^2: what a squared error in column i costs in the end."""
-    change_DD: Doubles | None
-    """The sum of z x^T - x x^T, where the matrix was made for inputs z and meets x."""
 
 
-def inputs_of(
-    gram_DD: npt.NDArray[np.floating], cross_DD: npt.NDArray[np.floating] | None = None, damping: float = DAMPING
-) -> Inputs:
+def inputs_of(gram_DD: npt.NDArray[np.floating], damping: float = DAMPING) -> Inputs:
     """What the rounding needs to know of inputs x.
 
     Args:
         gram_DD: the sum of x x^T.
-        cross_DD: the sum of z x^T, z the inputs of the matrix before anything was rounded; None: they are the same.
         damping: share of the mean of the diagonal that is added to it.
     """
     damped = gram_DD.astype(np.float64)
@@ -68,10 +59,8 @@ def inputs_of(
     factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     diagonal = np.diagonal(factor)
     return Inputs(
-        damped_DD=damped,
         spread_DD=(factor / diagonal).astype(np.float32),
         weights_D=(diagonal**2).astype(np.float32),
-        change_DD=None if cross_DD is None else cross_DD.astype(np.float64) - gram_DD,
     )
 
 
@@ -89,21 +78,11 @@ def compensated(values_RD: Floats, entry: Format, inputs: Inputs) -> Bytes:
     num_rows, width = values_RD.shape
     data = np.empty((num_rows, entry.row_bytes(width)), dtype=np.uint8)
     check_finite(values_RD, entry)
-    aims_RD = values_RD if inputs.change_DD is None else _for_changed_inputs(values_RD, inputs)
     for start in range(0, num_rows, ROWS_AT_ONCE):
-        wanted_DR = np.array(aims_RD[start : start + ROWS_AT_ONCE].T, dtype=np.float32, order="C")
+        wanted_DR = np.array(values_RD[start : start + ROWS_AT_ONCE].T, dtype=np.float32, order="C")
         with np.errstate(over="ignore", under="ignore"):
             data[start : start + ROWS_AT_ONCE] = _rounded(wanted_DR, grid, inputs)
     return data.reshape(-1)
-
-
-def _for_changed_inputs(values_RD: Floats, inputs: Inputs) -> Floats:
-    """The matrix whose products with the inputs as they are come nearest to the old ones: W + W change inverse(H)."""
-    assert inputs.change_DD is not None
-    missing_RD = values_RD.astype(np.float64) @ inputs.change_DD
-    shift_DR = np.linalg.solve(inputs.damped_DD, missing_RD.T)
-    shifted: Floats = (values_RD + shift_DR.T).astype(np.float32)
-    return shifted
 
 
 def _rounded(wanted_DR: Floats, grid: Grid, inputs: Inputs) -> Bytes:

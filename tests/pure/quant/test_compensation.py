@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ridgeline.errors import UserError
-from ridgeline.quant.compensation import Inputs, compensated, inputs_of
+from ridgeline.quant.compensation import DAMPING, compensated, inputs_of
 from ridgeline.quant.formats import BY_NAME, Format
 from ridgeline.quant.grids import GRIDS
 from ridgeline.quant.reference import dequantize, quantize
@@ -56,28 +56,13 @@ def test_unrelated_inputs_leave_the_nearest_values(name: str) -> None:
 def test_the_loss_of_a_row_is_what_the_columns_leave(name: str) -> None:
     """The weights of the columns and their spread are those of the Gram matrix: e H e^T = |e V|^2."""
     entry, values, x_TD = BY_NAME[name], matrix(), related_inputs(2)
-    inputs = inputs_of(x_TD.T @ x_TD)
+    gram_DD = x_TD.T @ x_TD
+    inputs = inputs_of(gram_DD)
+    damped_DD = gram_DD + DAMPING * np.diagonal(gram_DD).mean(dtype=np.float64) * np.eye(WIDTH)
     error = (dequantize(quantize(values, entry), entry, values.shape) - values).astype(np.float64)
-    whole = np.einsum("rd,de,re->r", error, inputs.damped_DD, error)
+    whole = np.einsum("rd,de,re->r", error, damped_DD, error)
     left = ((error @ inputs.spread_DD.astype(np.float64)) ** 2 * inputs.weights_D).sum(axis=1)
     np.testing.assert_allclose(left, whole, rtol=1e-3)
-
-
-def test_inputs_that_changed_are_made_up_for() -> None:
-    entry, values, before_TD = BY_NAME["Q5_0"], matrix(), related_inputs(4)
-    x_TD = before_TD + 0.05 * before_TD.std() * np.random.default_rng(6).standard_normal(before_TD.shape)
-    x_TD = x_TD.astype(np.float32)
-    wanted = before_TD @ values.T
-
-    def error(inputs: Inputs) -> float:
-        data = compensated(values, entry, inputs)
-        return float(((x_TD @ dequantize(data, entry, values.shape).T - wanted) ** 2).sum())
-
-    gram_DD = x_TD.T @ x_TD
-    assert error(inputs_of(gram_DD, before_TD.T @ x_TD)) < 0.8 * error(inputs_of(gram_DD))
-    # Where nothing changed, nothing is made up for.
-    same = compensated(values, entry, inputs_of(gram_DD, gram_DD))
-    np.testing.assert_array_equal(same, compensated(values, entry, inputs_of(gram_DD)))
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:
